@@ -7,7 +7,7 @@ from flows.liver.stages import ReadyCase
 from flows.liver.stages import Stages as LiverStages
 from flows.runs.runner import LocalRunner, use_runner
 from flows.store.references import Ref
-from flows.zsad.flow import Stages as ZsadStages
+from flows.zsad.stages import Stages as ZsadStages
 from medad.steps.results import Model
 
 
@@ -36,5 +36,6 @@ def run_zsad() -> None:
     settings = zsad_demo(lambda line: None)
     with use_runner(LocalRunner):
         stages = ZsadStages(settings, refresh=False)
-    assert stages.report(stages.score(stages.encode(stages.find())))
+    systems, _ = stages.score(stages.prepare())
+    assert stages.report(systems)
     assert not stages.runner.failures

@@ -22,9 +22,9 @@ from benchmarks.zsad_timing import Plan, Row, fresh_folder
 from zsad.clip.models import CONFIG_NAME, WEIGHTS_NAMES
 from zsad.config.run import AdaptSettings, EncoderSettings, EvaluationSettings, PromptSettings, ScoreSettings
 from zsad.data.labelled import LabelledImage
+from zsad.scorers.dual.score import score_category
 from zsad.steps.encode import encode_category_text, encode_images
 from zsad.steps.evaluate import evaluate_category
-from zsad.steps.score_dual import score_category
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -26,11 +26,11 @@ from zsad.config.encoder_outputs import PATCHES
 from zsad.config.run import AdaptSettings, EncoderSettings, ScoreSettings
 from zsad.data.images import crop_image, map_in_threads, merge_maps, plan_crops, read_image
 from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
+from zsad.scorers.dual.score import score_category
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.dual.scores_file import Scores
 from zsad.scorers.textures import open_textures
 from zsad.steps.encode import encode_images
-from zsad.steps.score_dual import score_category
 
 SEEDS = range(6)
 IMAGE_PX = 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from jaxtyping import Float32
 from medad.base.errors import ConfigError, InputError
 from medad.base.settings import parse_settings
 from medad.base.storage import file_digest
-from zsad.clip.encoder import check_outputs, depth_of
+from zsad.clip.encoder import check_outputs
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.run import NO_REFERENCE_NOTE, EncoderSettings, PromptSettings
 from zsad.config.system_base import LearnedSettings
@@ -24,14 +23,11 @@ from zsad.config.systems import METHODS, System
 from zsad.data.datasets import unlabelled_images
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
-from zsad.data.turns import write_turned_copies
 from zsad.scorers.dual.settings import DualImage
-from zsad.scorers.musc.settings import MutualSettings
-from zsad.scorers.scores_file import ONLY_VARIANT
+from zsad.scorers.stored_scores import open_scores
 from zsad.steps.encode import encode_category_text, encode_images
-from zsad.steps.evaluate import open_scores
+from zsad.steps.methods import method_settings
 from zsad.steps.score import score_system
-from zsad.steps.score_dual import score_category
 
 FilePath = str | os.PathLike[str]
 
@@ -99,12 +95,14 @@ def score(
         The disk of the temporary folder is full.
     """
     model = encoder if isinstance(encoder, EncoderSettings) else _encoder_by_name(encoder or "embedded")
-    found = [unlabelled_images([path]) for path in _paths(images)] or [unlabelled_images([])]
+    found = [unlabelled_images([path])[0] for path in _paths(images)] or [unlabelled_images([])[0]]
     files = [(item.path, file_digest(item.path)) for one in found for item in one.items]
     given = (
         {}
         if normal is None
-        else {file_digest(item.path): item.path for item in unlabelled_images(_paths(normal)).items}
+        else {
+            file_digest(item.path): item.path for path in _paths(normal) for item in unlabelled_images([path])[0].items
+        }
     )
     system = _checked_system(method, model, len(given))
     check_outputs(model, system.outputs)
@@ -135,24 +133,16 @@ class _ScoringCall:
             text = folder / "text"
             styled = self.prompts.model_copy(update={"style": self.system.prompts})
             encode_category_text(self.category, self.encoder, styled, self.device, text)
-        memory = self._encode(self._turned(shots, folder / "turned"), folder / "shots") if shots else None
+        memory = self._encode(shots, folder / "shots", self.system.turn_count) if shots else None
         paths = [distinct[digest] for digest in sorted(distinct)]
         variant = self._score(features, text, memory, paths, out)
         return _read_results(files, features, out, variant)
 
-    def _turned(self, shots: dict[str, Path], folder: Path) -> dict[str, Path]:
-        """Return the normal images by digest, with their turned copies if the system needs any."""
-        turns = self.system.turn_count
-        if turns == 1:
-            return shots
-        copies = [copy for digest, path in shots.items() for copy in write_turned_copies(path, turns, folder / digest)]
-        return {file_digest(copy): copy for copy in copies}
-
-    def _encode(self, by_digest: dict[str, Path], out: Path) -> Path:
+    def _encode(self, by_digest: dict[str, Path], out: Path, turns: int = 1) -> Path:
         """Encode each distinct image once, in order of digests. Raises InputError for the first unusable image."""
         digests = sorted(by_digest)
         paths = [by_digest[digest] for digest in digests]
-        encode_images(paths, digests, self.encoder, self.device, out, outputs=self.system.outputs)
+        encode_images(paths, digests, self.encoder, self.device, out, outputs=self.system.outputs, turns=turns)
         rules = {problem.sha256: problem.rule for problem in FeatureStore(out).problems}
         for digest, path in by_digest.items():
             if digest in rules:
@@ -162,14 +152,11 @@ class _ScoringCall:
     def _score(self, features: Path, text: Path | None, memory: Path | None, paths: Sequence[Path], out: Path) -> str:
         """Write the scores of all images to `out`. Return the variant to read from them."""
         system = self.system
-        if isinstance(system, DualImage):
-            assert text is not None
-            settings = system.score
-            if len(paths) == 1 and settings.without_references() != settings:
-                settings = settings.without_references()
-                warnings.warn(NO_REFERENCE_NOTE.format(variant=settings.variants[0]), stacklevel=4)
-            score_category(features, text, paths, self.encoder, settings, system.adapt, self.seed, self.device, out)
-            return settings.variants[0]
+        if isinstance(system, DualImage) and len(paths) == 1 and memory is None:
+            without = system.without_references()
+            if without != system:
+                warnings.warn(NO_REFERENCE_NOTE.format(variant=without.variant_names[-1]), stacklevel=4)
+            system = without
         checkpoint = system.checkpoint if isinstance(system, LearnedSettings) else None
         score_system(
             system,
@@ -185,7 +172,7 @@ class _ScoringCall:
             out,
             largest_batch=self.encoder.batch_size,
         )
-        return ONLY_VARIANT
+        return system.variant_names[-1]
 
 
 def _encoder_by_name(name: str) -> EncoderSettings:
@@ -199,7 +186,7 @@ def _paths(given: FilePath | Sequence[FilePath]) -> list[Path]:
 
 def _checked_system(method: str | System, encoder: EncoderSettings, normal: int) -> System:
     """Return a method's settings, checked against the number of normal images. Raises ConfigError."""
-    system = _default_settings(method, encoder) if isinstance(method, str) else method
+    system = method_settings(method, encoder) if isinstance(method, str) else method
     if isinstance(system, LearnedSettings) and system.checkpoint is None:
         raise ConfigError(
             f"{system.title} must be trained first: set checkpoint in its settings; "
@@ -218,16 +205,6 @@ def _checked_system(method: str | System, encoder: EncoderSettings, normal: int)
             f"{system.title}: {system.shot_count} shots need as many different normal images, but there are {normal}"
         )
     return system
-
-
-def _default_settings(name: str, encoder: EncoderSettings) -> System:
-    if name not in METHODS:
-        raise ConfigError(f"{name}: no such method; expected one of {', '.join(METHODS)}")
-    kind = METHODS[name]
-    if not issubclass(kind, MutualSettings):
-        return kind()
-    quarters = dict.fromkeys(math.ceil(depth_of(encoder) * share) for share in (0.25, 0.5, 0.75, 1))
-    return kind(blocks=tuple(quarters))
 
 
 def _read_results(files: Sequence[tuple[Path, str]], features: Path, scores: Path, variant: str) -> list[ImageScore]:

@@ -152,11 +152,13 @@ def _register() -> None:
     from flows.cli import cache as cli_cache
     from flows.cli import ids as cli_ids
     from flows.cli import liver as cli_liver
+    from flows.cli import models as cli_models
     from flows.cli import server as cli_server
     from flows.cli import zsad as cli_zsad
 
     app.add_typer(cli_liver.app, name="liver")
     app.add_typer(cli_zsad.app, name="zsad")
+    app.add_typer(cli_models.app, name="models")
     app.add_typer(cli_cache.app, name="cache")
     app.add_typer(cli_ids.app, name="ids")
     for command in (cli_server.deploy, cli_server.serve, cli_server.server, cli_server.worker):

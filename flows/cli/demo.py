@@ -12,7 +12,7 @@ from flows.machine.environment import config_folder
 if TYPE_CHECKING:
     from medad.cohort.samples import Samples
     from medad.config.liver import LiverSettings
-    from zsad.config.run import ZsadSettings
+    from zsad.config.settings import ZsadSettings
 
 MASK_NOTE = "A program found the liver of this CT, and no person has corrected its mask."
 """Note in the reports on the chest CT."""
@@ -74,7 +74,7 @@ def liver_demo(say: Callable[[str], None]) -> LiverDemo:
 def zsad_demo(say: Callable[[str], None]) -> ZsadSettings:
     """Return the image demo's settings. Write its photographs first if they are missing."""
     from medad.cohort.samples import samples_dir
-    from zsad.config.run import load
+    from zsad.config.settings import load
 
     settings = load(_configuration("zsad"))
     get_materials(samples_dir(), say)

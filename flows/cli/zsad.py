@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli.image_settings import copy_threshold, few_shot_methods, load_settings, settings_of_method
 from flows.cli.options import (
     EXIT_USER_ERROR,
     DryRun,
@@ -23,12 +24,12 @@ from flows.cli.options import (
     print_and_exit,
     run_flow,
 )
-from flows.machine.environment import find_config, prepare_numpy
+from flows.machine.environment import prepare_numpy
 from flows.machine.terminal import print_result, terminal
-from medad.base.errors import ConfigError
+from medad.base.errors import ConfigError, group_lines
 
 if TYPE_CHECKING:
-    from zsad.config.run import PromptSettings, ZsadSettings
+    from zsad.config.run import PromptSettings
 
 app = typer.Typer(
     help="""Score images for anomalies, compare and train systems.
@@ -39,18 +40,16 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-CONFIG_RULE = (
-    "--config is needed because it names the encoder: --config dual_clip --set encoder.weights=FILE "
-    "--set encoder.tag=null for real work, or --config demo for the embedded model, which is not a CLIP"
-)
-
 ORACLE_LABELS = {"f1max": "f1max at oracle threshold", "f1max_threshold": "oracle threshold (of labels)"}
 """Names that `evaluate` prints for figures that need the labels to choose their threshold."""
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/zsad, e.g. dual_clip, demo.")]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad, such as dual_clip. Required."),
+    typer.Option(
+        "--config",
+        "-c",
+        help="A YAML file, or a name in configs/zsad, such as dual_clip. Default: the best encoder of this machine.",
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -66,17 +65,16 @@ Seeds = Annotated[
 ]
 
 
-def load_settings(config: Path, overrides: dict[str, Any]) -> ZsadSettings:
-    """Read a configuration. Raise ConfigError for a bad one."""
-    from zsad.config.run import load
-
-    return load(find_config(config, "zsad"), overrides)
-
-
-@app.command(epilog=example("adflows zsad run dual_clip --data data/mvtec --seed 0 --seed 1"))
+@app.command(epilog=example("adflows zsad run musc --data data/mvtec"))
 def run(
-    config: Config,
+    method: Annotated[
+        str,
+        typer.Argument(
+            help="A method, such as dual, musc, winclip; or a configuration: a YAML file, or a name in configs/zsad."
+        ),
+    ],
     data: Data = None,
+    config: ConfigOption = None,
     name: Name = None,
     seed: Seeds = None,
     overrides: Set = None,
@@ -86,10 +84,10 @@ def run(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score and evaluate a data set.
+    """Score and evaluate a data set with one method.
 
-    Encodes the prompts and images of the configuration, scores the images once per seed, and computes metrics if
-    there are labels.
+    Encodes the images, scores them once per seed, and computes metrics if there are labels. A method by its name
+    needs --data. A configuration may name the method, the encoder and the data.
 
     Writes the report, heat maps and scores to OUT/zsad/NAME.
     """
@@ -97,7 +95,14 @@ def run(
     values = parse_overrides(
         overrides, name=name, seeds=seed or None, data__root=None if data is None else str(data.absolute())
     )
-    settings = load_settings(config, values)
+    from zsad.config.systems import METHODS
+
+    if method in METHODS:
+        if data is None and config is None:
+            raise ConfigError(f"run {method}: --data is needed; it is the folder of the images")
+        settings = settings_of_method(method, config, values)
+    else:
+        settings = settings_of_method(None, Path(method), values)
     from flows.runs.run_folder import ensure_writable
     from flows.zsad.flow import zsad
 
@@ -105,13 +110,31 @@ def run(
     print_and_exit(run_flow(zsad, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
-@app.command(epilog=example("adflows zsad score photos/ --config demo --category fabric -o scored"))
+@app.command(epilog=example("adflows zsad score photos/ -o scored"))
 def score(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of images.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write: scores.csv, anomaly maps and report.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Run folder to write: scores.csv, anomaly maps, flagged images, report.")
+    ],
+    method: Annotated[
+        str | None,
+        typer.Option("--method", "-m", help="Method, such as musc, dual, winclip. Default: the best for the encoder."),
+    ] = None,
+    normal: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--normal", help="Folder or file of good photographs, with which the images are compared. Repeatable."
+        ),
+    ] = None,
     config: ConfigOption = None,
     category: Annotated[
         str | None, typer.Option(help="Name of the object in the images, for the prompts. Default: the folder's name.")
+    ] = None,
+    threshold: Annotated[
+        Path | None, typer.Option(help="Flag by the threshold in this file, which --save-threshold wrote.")
+    ] = None,
+    save_threshold: Annotated[
+        Path | None, typer.Option(help="Write the threshold to this file, to judge later images in the same way.")
     ] = None,
     npy: Annotated[bool, typer.Option("--npy", help="Write the anomaly maps as .npy files instead of TIFF.")] = False,
     overrides: Set = None,
@@ -122,25 +145,41 @@ def score(
 ) -> None:
     """Score your own images.
 
-    All images must show the same kind of object; labels are not needed. Each image is compared with the prompts, and
-    with another one of the images as its reference. A higher score means more anomalous.
+    All images must show the same kind of object; labels are not needed. A higher score means more anomalous. With
+    --normal, images are compared with good photographs, and the threshold comes from these. Otherwise images are
+    compared with each other or with prompts, and the highest tenth is flagged.
 
-    The first seed and the last entry of `score.variants` in the configuration are used.
+    The first seed of the configuration is used.
     """
-    if config is None:
-        raise ConfigError(CONFIG_RULE)
     prepare_command(verbose=verbose)
-    settings = load_settings(config, parse_overrides(overrides, data__category=category))
+    values = parse_overrides(overrides, data__category=category)
+    settings = settings_of_method(method, config, values, few_shot=bool(normal))
+    system = settings.method
+    if normal and "shots" not in type(system).model_fields:
+        raise ConfigError(f"--normal: {system.title} cannot use normal images; others can: {few_shot_methods()}")
+    if (save_threshold or threshold) and not normal and system.compares_images:
+        raise ConfigError(
+            f"{system.title} compares the images with each other, so a threshold fits only these images; add --normal"
+        )
     from flows.runs.run_folder import ensure_writable
     from flows.zsad.flow import ScoreRequest
     from flows.zsad.flow import score as score_flow
 
     request = ScoreRequest(
-        images=tuple(path.absolute() for path in images), category=category, out=ensure_writable(out), npy=npy
+        images=tuple(path.absolute() for path in images),
+        normal=tuple(path.absolute() for path in normal or ()),
+        category=category,
+        out=ensure_writable(out),
+        threshold=None if threshold is None else threshold.absolute(),
+        npy=npy,
     )
-    print_and_exit(
-        run_flow(score_flow, request=request, settings=settings, refresh=refresh, dry_run=dry_run), as_json=as_json
-    )
+    if save_threshold is not None:
+        ensure_writable(save_threshold)
+    outcome = run_flow(score_flow, request=request, settings=settings, refresh=refresh, dry_run=dry_run)
+    lines = []
+    if save_threshold is not None and not dry_run:
+        lines.append(copy_threshold(request.out / "threshold.json", save_threshold))
+    print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
 @app.command(epilog=example("adflows zsad compare compare_demo --methods clip,winclip --seeds 3"))
@@ -166,7 +205,7 @@ def compare(
     Scores the same images with every system of the configuration, and evaluates them. The default configuration has
     the published settings.
 
-    Writes tables, paired tests and computing times to OUT/zsad-compare/NAME.
+    Writes tables, paired tests, scores, maps and computing times to OUT/zsad-compare/NAME.
     """
     prepare_command(verbose=verbose)
     values = parse_overrides(
@@ -175,11 +214,9 @@ def compare(
         seeds=None if seeds is None else list(range(seeds)),
         data__root=None if data is None else str(data.absolute()),
     )
-    from zsad.config.compare import load
-
-    settings = load(find_config(config, "zsad"), values).select_systems(methods)
+    settings = load_settings(config, values).select_systems(methods)
     from flows.runs.run_folder import ensure_writable
-    from flows.zsad.compare import compare as compare_flow
+    from flows.zsad.flow import compare as compare_flow
 
     folder = ensure_writable(out / "zsad-compare" / settings.name)
     print_and_exit(
@@ -209,11 +246,10 @@ def train(
     Use it with the setting `checkpoint` of the system.
     """
     prepare_command(verbose=verbose)
-    from zsad.config.compare import load
     from zsad.config.system_base import LearnedSettings
 
     values = parse_overrides(overrides, name=name, data__root=str(on.absolute()))
-    settings = load(find_config(config, "zsad"), values).select_systems(method)
+    settings = load_settings(config, values).select_systems(method)
     if len(settings.systems) != 1 or not isinstance(settings.systems[0], LearnedSettings):
         raise ConfigError(f"{method}: expected one system that is trained: april_gan or anomalyclip, or a label of one")
     system = settings.systems[0]
@@ -221,8 +257,8 @@ def train(
         update={"name": name or f"{system.system}-{settings.name}"[:64], "ablations": (), "auxiliary": None}
     )
     from flows.runs.run_folder import ensure_writable
-    from flows.zsad.compare import TRAINED_FILES
-    from flows.zsad.compare import train as train_flow
+    from flows.zsad.flow import TRAINED_FILES
+    from flows.zsad.flow import train as train_flow
 
     folder = ensure_writable(out / "zsad-train" / settings.name)
     outcome = run_flow(train_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run)
@@ -268,7 +304,7 @@ def _prompt_settings(config: Path | None) -> PromptSettings:
 def evaluate(
     maps: Annotated[Path, typer.Argument(help="Folder of anomaly maps: .npy or .tiff files of floats.")],
     masks: Annotated[
-        Path, typer.Argument(help="Folder of PNG masks with the same names; values above 0 are anomalous.")
+        Path, typer.Argument(help="Folder of masks with the same names, e.g. PNG; values above 0 are anomalous.")
     ],
     overrides: Annotated[
         list[str] | None,
@@ -291,13 +327,14 @@ def evaluate(
 
     settings = parse_settings(EvaluationSettings, parse_overrides(overrides), source="--set")
     found = evaluate_folders(maps, masks, settings)
-    for problem in found.problems:
-        terminal.line(problem.line)
+    for line in (*group_lines(found.problems), *found.notes):
+        terminal.line(line)
     if as_json:
         answer = {
             "image": found.image.model_dump(mode="json"),
             "pixel": found.pixel.model_dump(mode="json"),
             "problems": [{"id": problem.case_id, "rule": problem.rule} for problem in found.problems],
+            "notes": list(found.notes),
         }
         print_result(json.dumps(answer, indent=1))
     else:

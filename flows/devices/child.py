@@ -47,7 +47,7 @@ PRELOADED = (
     "flows.zsad.steps",
     "medad.steps.cases",
     "medad.networks.train",
-    "zsad.steps.score_dual",
+    "zsad.scorers.dual.score",
 )
 """Modules that the fork server loads once for all child processes."""
 MAIN_PACKAGES = ("prefect", "ray")

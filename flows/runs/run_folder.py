@@ -257,5 +257,5 @@ def read_notices(folder: Path) -> list[str]:
 
 
 def read_notices_text(folder: Path) -> str:
-    """Return the notices as one text."""
-    return " ".join(read_notices(folder))
+    """Return the notices as one text, one line each."""
+    return "\n".join(read_notices(folder))

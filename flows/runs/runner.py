@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from flows.runs.retries import RETRY_DELAYS_S, is_transient
 from flows.store.artifacts import ArtifactStore, BuildRecord
 from flows.store.references import Ref
 from flows.store.step import Call, Place, content_key
-from medad.base.errors import CaseFailure, InputError, UserError
+from medad.base.errors import CaseFailure, InputError, UserError, group_lines
 from medad.base.settings import ANY_MACHINE, MachineSettings
 
 _log = logging.getLogger(__name__)
@@ -184,6 +184,13 @@ class Runner(abc.ABC):
             terminal.line(failure.line)
         self.failures.append(failure)
 
+    def record_failures(self, failures: Sequence[CaseFailure]) -> None:
+        """Record several failed cases. Equal problems of one category are printed as one line with their number."""
+        known = {one.line for one in self.failures}
+        for line in group_lines(one for one in failures if one.line not in known):
+            terminal.line(line)
+        self.failures.extend(failures)
+
     def record_success(self, label: str, ref: Ref, *, cached: bool) -> None:
         """Record and print a finished call."""
         sidecar = ArtifactStore().sidecar(ref)
@@ -287,6 +294,9 @@ class GroupRunner(Runner):
 
     def record_failure(self, failure: CaseFailure) -> None:
         self.shared.record_failure(replace(failure, case_id=self.label(failure.case_id)))
+
+    def record_failures(self, failures: Sequence[CaseFailure]) -> None:
+        self.shared.record_failures([replace(one, case_id=self.label(one.case_id)) for one in failures])
 
 
 @dataclass

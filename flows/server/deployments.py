@@ -204,7 +204,7 @@ def zsad_weekly(
 ) -> Outcome:
     """Anomalies in images: features, scores per seed, metrics, report. No training."""
     from flows.zsad.flow import zsad
-    from zsad.config.run import load
+    from zsad.config.settings import load
 
     settings = load(named_config(config, "zsad"), _without_none(name=name, seeds=seeds))
     return zsad.body(settings, ensure_writable(runs_root() / "zsad" / settings.name), refresh)

@@ -1,35 +1,42 @@
-"""The flow zsad: encode prompts and images, score the features for each seed, compute metrics, write the report.
+"""The image flows: a run with one system or a comparison of several, the scoring of own images, and training.
 
-Categories run in parallel on the task runner, within the limits of the device slots. An image or a category that cannot
-be used is left out and listed. The report is always written.
+All of them consist of the same stages (`flows.zsad.stages`). An image or a category that cannot be used is left out and
+listed. The report is always written.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from flows.machine.terminal import terminal
-from flows.privacy.log_filter import path_filter
 from flows.runs import ui_artifacts
 from flows.runs.flow import define_flow
 from flows.runs.outcome import Outcome
-from flows.runs.run_folder import FileCopy, copies_of, installed_versions
-from flows.runs.runner import SubmittedCall, new_runner, to_case_failure
+from flows.runs.run_folder import copies_of, installed_versions
+from flows.runs.runner import to_case_failure
 from flows.store.references import Ref
-from flows.zsad import steps
-from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
+from flows.zsad import report_steps, steps
+from flows.zsad.image_sets import ImageSet
+from flows.zsad.stages import Stages
 from medad.base.errors import CaseFailure, UserError
 from medad.base.private import PrivatePath
-from zsad.config.run import NO_REFERENCE_NOTE, ImagesSettings, ZsadSettings
-from zsad.steps.results import CategoryResult
+from zsad.config.run import NO_REFERENCE_NOTE, ImagesSettings
+from zsad.config.settings import ZsadSettings
+from zsad.scorers.dual.settings import DualImage
+from zsad.steps.results import SystemResult
 
-REPORT_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv", "curves.csv")
+RUN_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv", "curves.csv")
+COMPARE_FILES = (
+    *("report.html", "report.json", "preview.png", "systems.csv", "scores.csv", "summary.csv", "paired.csv"),
+    *("ablations.csv", "table_image.tex", "table_pixel.tex"),
+)
+SCORE_FILES = ("report.html", "report.json", "preview.png", "scores.csv", "maps", "flagged")
+TRAINED_FILES = ("checkpoint.safetensors", "training.json")
+THRESHOLD_FILES = ("threshold.json",)
 
 
 class ScoreRequest(BaseModel):
@@ -37,204 +44,179 @@ class ScoreRequest(BaseModel):
 
     images: tuple[PrivatePath, ...]
     """Image files and folders."""
+    normal: tuple[PrivatePath, ...] = ()
+    """Files and folders of normal images, with which the images are compared."""
     category: str | None
     """Name of the object in the images, for the prompts. None: the folder's name."""
     out: PrivatePath
+    threshold: PrivatePath | None = None
+    """File of a saved threshold. None: the threshold comes from the normal images, or from all scores."""
     npy: bool = False
     """Whether float heat maps are .npy files instead of TIFF."""
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A category with its text and image features. It contains only images with features."""
-
-    category: ImageSet
-    text: Ref
-    features: Ref
-
-
-class Stages(ImageStages):
-    """The stages of the flow. Each takes the results of the one before and skips what failed."""
-
-    def __init__(self, settings: ZsadSettings, *, refresh: bool) -> None:
-        super().__init__(new_runner(settings.machine, refresh=refresh))
-        self.settings = settings
-
-    def find(self) -> list[ImageSet]:
-        """Find the categories of the data set. Problems are added to the failures."""
-        return self.find_in(self.settings.data)
-
-    def encode(self, categories: Sequence[ImageSet]) -> list[Encoded]:
-        """Compute text and image features of all categories. Unusable images are added to the failures."""
-        settings = self.settings
-        if not self.has_weights(settings.encoder, "encoder"):
-            return []
-        machine = settings.machine
-        tasks: list[tuple[ImageSet, SubmittedCall, SubmittedCall]] = []
-        for category in categories:
-            text = steps.text(category.name, settings.encoder, settings.prompts, machine)
-            images = steps.encode(category.images, settings.encoder, machine)
-            label = category.label
-            tasks.append((category, self.runner.submit(label, text), self.runner.submit(label, images)))
-        found = []
-        for category, text_task, images_task in tasks:
-            text_ref, features = text_task.ref(), images_task.ref()
-            if features is None:
-                continue
-            usable = self.usable(category, features)
-            if usable.images and text_ref is not None:
-                found.append(Encoded(usable, text_ref, features))
-        return found
-
-    def score(self, encoded: Sequence[Encoded]) -> list[CategoryResult[Ref]]:
-        """Score and evaluate each category with each seed. Failed seeds are left out."""
-        settings = self.settings
-        scores: list[tuple[Encoded, dict[int, SubmittedCall]]] = []
-        for each in encoded:
-            images, label = each.category.images, each.category.label
-            calls = {
-                seed: steps.score(
-                    images, each.features, each.text, settings.encoder, settings.score, settings.adapt, seed,
-                    settings.machine,
-                )
-                for seed in settings.seeds
-            }  # fmt: skip
-            tasks = {seed: self.runner.submit(_seed_label(label, seed), call) for seed, call in calls.items()}
-            scores.append((each, tasks))
-        evaluations: list[tuple[Encoded, dict[int, Ref], dict[int, SubmittedCall]]] = []
-        for each, tasks in scores:
-            refs = self._fuse(each.category, {seed: ref for seed, task in tasks.items() if (ref := task.ref())})
-            evaluations.append((each, refs, self._evaluate(each, refs)))
-        found = []
-        for each, refs, tasks in evaluations:
-            evaluated = {seed: ref for seed, task in tasks.items() if (ref := task.ref())}
-            if evaluated:
-                self._note_masks(each.category, next(iter(evaluated.values())))
-                scored = {seed: refs[seed] for seed in evaluated}
-                category = each.category
-                found.append(
-                    CategoryResult(category.name, category.images, each.text, each.features, scored, evaluated)
-                )
-        return found
-
-    def _fuse(self, category: ImageSet, scores: dict[int, Ref]) -> dict[int, Ref]:
-        """Fuse the scores with the lambdas of the settings, if used ones differ from the paper's."""
-        tasks = {
-            seed: self.runner.submit(_seed_label(category.label, seed), call)
-            for seed, ref in scores.items()
-            if (call := steps.fuse(ref, self.settings.score)) is not None
-        }
-        fused = {seed: task.ref() for seed, task in tasks.items()}
-        return {seed: ref for seed in scores if (ref := fused[seed] if seed in fused else scores[seed])}
-
-    def _evaluate(self, each: Encoded, scores: dict[int, Ref]) -> dict[int, SubmittedCall]:
-        settings, category = self.settings, each.category
-        calls = {
-            seed: steps.evaluate(category.images, each.features, ref, settings.score.variants, settings.evaluation)
-            for seed, ref in scores.items()
-        }
-        return {seed: self.runner.submit(_seed_label(category.label, seed), call) for seed, call in calls.items()}
-
-    def _note_masks(self, category: ImageSet, evaluated: Ref) -> None:
-        """Add unusable masks to the failures, once for all seeds. Their images get no pixel metrics."""
-        if not evaluated.made:
-            return
-        problems = json.loads((evaluated.folder() / "metrics.json").read_text(encoding="utf-8"))["problems"]
-        rules = {problem["sha256"]: problem["rule"] for problem in problems}
-        for image in category.images:
-            if image.sha256 in rules and image.mask is not None:
-                case_id, rule = f"{category.name}/{image.id}", path_filter.scrub(rules[image.sha256])
-                self.runner.record_failure(
-                    CaseFailure(case_id, steps.EVALUATE.name, rule, str(image.mask), category=category.name)
-                )
-
-    def use_only_text(self) -> None:
-        """Leave out the parts of each variant that compare with another image, and add a note."""
-        without = self.settings.score.without_references()
-        if without != self.settings.score:
-            self.settings = self.settings.model_copy(update={"score": without})
-            self.notes.append(NO_REFERENCE_NOTE.format(variant=without.variants[-1]))
-
-    def report(self, categories: Sequence[CategoryResult[Ref]]) -> Ref | None:
-        """Write the report of a labelled or unlabelled data set."""
-        failures = self.runner.failures_for_report(pseudonymous=self.settings.data.pseudonyms)
-        notes = (*self.notes, *self.runner.notes)
-        call = steps.report(self.settings, categories, failures, installed_versions(), notes)
-        return self.runner.run("report", call)
-
-    def finish_run(
-        self,
-        out: Path,
-        copies: Sequence[FileCopy],
-        started: float,
-        shows: ui_artifacts.UiLayout,
-        *,
-        private: bool = False,
-        useful: bool,
-    ) -> Outcome:
-        """Call `finish` with this flow's entries of the manifest."""
-        manifest = {"encoder": weights_shown(self.settings.encoder)}
-        return self.finish(out, self.settings, copies, manifest, started, shows, private=private, useful=useful)
-
-
-def _seed_label(label: str, seed: int) -> str:
-    return f"{label}, seed {seed}"
-
-
 @define_flow("zsad", "zsad {settings.name}")
 def zsad(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
-    """Run all stages, from images to a report in the run folder `out`."""
+    """Score and evaluate a data set with one system. Writes the report to the run folder `out`."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
     with terminal.bars():
-        categories = stages.score(stages.encode(stages.find()))
-    report = stages.report(categories)
-    return stages.finish_run(out, copies_of(report, *REPORT_FILES), started, ui_artifacts.ZSAD, useful=bool(categories))
+        systems, _ = stages.score(stages.prepare())
+        copies = [*copies_of(stages.report(systems), *RUN_FILES), *stages.maps(systems)]
+    useful = any(row.categories for row in systems)
+    return stages.finish_run(out, copies, started, ui_artifacts.ZSAD, useful=useful)
+
+
+@define_flow("zsad-compare", "compare {settings.name}")
+def compare(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
+    """Compare all systems of the configuration on its images. Writes the report to the run folder `out`."""
+    started = time.monotonic()
+    stages = Stages(settings, refresh=refresh)
+    with terminal.bars():
+        systems, ablations = stages.score(stages.prepare())
+        copies = [*copies_of(stages.compare_report(systems, ablations), *COMPARE_FILES), *stages.maps(systems)]
+    useful = any(row.categories for row in systems)
+    return stages.finish_run(out, copies, started, ui_artifacts.COMPARE, useful=useful)
+
+
+@define_flow("zsad-train", "train {settings.name}")
+def train(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
+    """Train the only learned system of the settings on all images. Writes its checkpoint to the run folder `out`."""
+    started = time.monotonic()
+    stages = Stages(settings, refresh=refresh)
+    with terminal.bars():
+        checkpoint = stages.train_one(stages.prepare())
+    copies = copies_of(checkpoint, *TRAINED_FILES)
+    return stages.finish_run(out, copies, started, ui_artifacts.COMPARE, useful=checkpoint is not None)
 
 
 @define_flow("zsad-score", "score")
 def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) -> Outcome:
-    """Score unlabelled images of one category with the first seed and the last variant. Ignores `settings.data`."""
-    from zsad.data.datasets import unlabelled_images
-
+    """Score unlabelled images of one category by one system, with the first seed. Ignores `settings.data`."""
     started = time.monotonic()
-    score_settings = settings.score.model_copy(update={"variants": settings.score.variants[-1:]})
     settings = settings.model_copy(
         update={
             "name": f"scored-by-{settings.name}"[:64],
             "seeds": settings.seeds[:1],
             "data": ImagesSettings(root="-", layout="folder", category=request.category),
-            "score": score_settings,
             "published": None,
+            "ablations": (),
+            "maps": ("png", "npy" if request.npy else "tiff"),
         }
     )
-    stages = Stages(settings, refresh=refresh)
-    encoded: list[Encoded] = []
-    for path in request.images:
-        if path.is_dir():
-            path_filter.learn_root(path, "images")
-    try:
-        found = unlabelled_images(request.images)
-    except UserError as error:
-        stages.runner.record_failure(to_case_failure("images", "find", error))
-    else:
-        category = replace(found, name=request.category or found.name)
-        with terminal.bars():
-            encoded = stages.encode(stages.read_sets([category], label="images"))
-    if len({image.sha256 for each in encoded for image in each.category.images}) == 1:
-        stages.use_only_text()
+    if isinstance(settings.method, DualImage):  # only the last variant is shown
+        last = settings.method.model_copy(update={"variants": settings.method.variant_names[-1:]})
+        settings = settings.model_copy(update={"systems": (last,)})
+    work = _ScoreRun(request, Stages(settings, refresh=refresh))
     with terminal.bars():
-        categories = stages.score(encoded)
-    call = steps.score_outputs(
-        stages.settings,
-        categories[0] if categories else None,
-        stages.runner.failures_for_report(pseudonymous=False),
-        installed_versions(),
-        (*stages.notes, *stages.runner.notes),
-        ("png", "npy" if request.npy else "tiff"),
+        ref = work.run()
+    copies = copies_of(ref, *SCORE_FILES) + copies_of(work.threshold, *THRESHOLD_FILES)
+    return work.stages.finish_run(
+        request.out, copies, started, ui_artifacts.ZSAD_SCORE, private=True, useful=work.useful
     )
-    ref = stages.runner.run("images", call)
-    copies = copies_of(ref, *REPORT_FILES, "maps")
-    return stages.finish_run(
-        request.out, copies, started, ui_artifacts.ZSAD_SCORE, private=True, useful=bool(categories)
-    )
+
+
+class _ScoreRun:
+    """One call of the flow `score`."""
+
+    def __init__(self, request: ScoreRequest, stages: Stages) -> None:
+        self.request, self.stages = request, stages
+        self.threshold: Ref | None = None
+        self.useful = False
+
+    def run(self) -> Ref | None:
+        """Run all stages. Return the artifact with the outputs."""
+        stages = self.stages
+        systems: list[SystemResult[Ref]] = []
+        category = self._find(self.request.images, "images")
+        if category is not None and self._find_normal():
+            stages.encode([category])
+            self._use_what_there_is(category)
+            if self._find_threshold(category):
+                systems, _ = stages.score([category])
+        results = [one for row in systems for one in row.category_results()]
+        self.useful = bool(results)
+        if not self.request.normal and results:
+            self._save_quantile(results[0].scores[stages.settings.seeds[0]])
+        call = report_steps.score_outputs(
+            stages.settings,
+            results[0] if results else None,
+            stages.runner.failures_for_report(pseudonymous=False),
+            installed_versions(),
+            stages.all_notes(),
+            stages.settings.maps,
+        )
+        ref = stages.runner.run("images", call)
+        if ref is not None and category is not None:
+            self._note_problems(ref, category)
+        return ref
+
+    def _find(self, paths: tuple[PrivatePath, ...], label: str) -> ImageSet | None:
+        found = self.stages.find_images(paths, label)
+        if found is None:
+            return None
+        sets = self.stages.read_sets([replace(found, name=self.request.category or found.name)], label=label)
+        return sets[0] if sets else None
+
+    def _find_normal(self) -> bool:
+        """Find the normal images, if there are any, and set their number. Return whether the run can go on."""
+        stages = self.stages
+        if not self.request.normal:
+            return True
+        found = self._find(self.request.normal, "normal images")
+        if found is None:
+            return False
+        stages.used.pop()  # the manifest lists the scored images
+        stages.normal = found.images
+        stages.use_shots(len({image.sha256 for image in found.images}))
+        return True
+
+    def _use_what_there_is(self, category: ImageSet) -> None:
+        """Leave out the parts that compare with another image if there is none, and add a note."""
+        stages, system = self.stages, self.stages.settings.method
+        alone = len({image.sha256 for image in category.images}) == 1 and not stages.normal
+        if alone and isinstance(system, DualImage) and system.without_references() != system:
+            without = system.without_references()
+            stages.settings = stages.settings.model_copy(update={"systems": (without,)})
+            stages.notes.append(NO_REFERENCE_NOTE.format(variant=without.variant_names[-1]))
+
+    def _find_threshold(self, category: ImageSet) -> bool:
+        """Find or read the decision threshold. Return whether the run can go on."""
+        from zsad.steps.threshold import read_threshold, require_same_judge
+
+        stages, request = self.stages, self.request
+        judge = steps.judge_of(stages.settings, stages.drawn_normal())
+        if request.normal and len(stages.normal) > 1:
+            self.threshold = stages.find_threshold(category, judge.digest)
+        if request.threshold is None:
+            return True
+        try:
+            saved = read_threshold(request.threshold)
+            require_same_judge(saved, request.threshold, judge.method, judge.encoder, judge.digest)
+        except UserError as error:
+            stages.runner.record_failure(to_case_failure("threshold", "find", error))
+            return False
+        evaluation = stages.settings.evaluation.model_copy(update={"threshold": saved.threshold})
+        stages.settings = stages.settings.model_copy(update={"evaluation": evaluation})
+        return True
+
+    def _save_quantile(self, scores: Ref) -> None:
+        """Make the file of the threshold that is a quantile of all scores."""
+        stages = self.stages
+        judge = steps.judge_of(stages.settings, ())
+        if judge.depends_on_others:
+            return
+        call = steps.save_threshold(scores, stages.settings.method, stages.settings, "quantile", judge.digest)
+        self.threshold = stages.runner.run("threshold", call)
+
+    def _note_problems(self, ref: Ref, category: ImageSet) -> None:
+        """Add images whose map or picture could not be written to the failures."""
+        if not ref.made:
+            return
+        import json
+
+        problems = json.loads((ref.folder() / "problems.json").read_text(encoding="utf-8"))
+        files = {image.id: str(image.path) for image in category.images}
+        for name, rule in problems.items():
+            failure = CaseFailure(f"{category.name}/{name}", report_steps.MAPS.name, rule, files.get(name, ""))
+            self.stages.runner.record_failure(failure)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,18 @@ from flows.runs.ui_artifacts import UiLayout
 from flows.store.digests import path_digest
 from flows.store.references import Ref
 from flows.zsad import steps
+from flows.zsad.image_files import mask_digest
 from medad.base.errors import CaseFailure, UserError
-from zsad.config.compare import CompareSettings
-from zsad.config.run import EncoderSettings, ImagesSettings, ZsadSettings
+from medad.base.text import list_names
+from zsad.config.run import EncoderSettings, ImagesSettings
+from zsad.config.settings import ZsadSettings
 from zsad.data.labelled import LabelledImage
 
 if TYPE_CHECKING:
     from zsad.data.datasets import Category
+    from zsad.data.listing import LeftOut
+
+_FOREIGN = re.compile(r"\(.*\)")
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,30 @@ class ImageStages:
         learn_data(data, place)
         try:
             self._prepare_samples(data, samples_dir())
-            categories, problems = find_categories(data, samples_dir())
+            categories, problems, left_out = find_categories(data, samples_dir())
         except UserError as error:
             self.runner.record_failure(to_case_failure("data", "find", error))
             return []
-        self._note(problems)
+        self._record(problems, left_out)
         return self.read_sets(categories)
+
+    def find_images(self, paths: Sequence[Path], label: str = "images") -> Category | None:
+        """Find unlabelled images in files and folders. Problems are added to the failures. None: no image was found.
+
+        `label` names the images where their folder must not be shown.
+        """
+        from zsad.data.datasets import unlabelled_images
+
+        for path in paths:
+            if path.is_dir():
+                path_filter.learn_root(path, label)
+        try:
+            category, problems, left_out = unlabelled_images(paths)
+        except UserError as error:
+            self.runner.record_failure(to_case_failure(label, "find", error))
+            return None
+        self._record(problems, left_out)
+        return category
 
     def _prepare_samples(self, data: ImagesSettings, folder: Path) -> None:
         if not data.root.startswith("samples:"):
@@ -69,10 +93,20 @@ class ImageStages:
             ensure_samples(folder, terminal.line)
             self.notes.append(INSERTED_NOTE)
 
-    def _note(self, problems: Iterable[CaseFailure]) -> None:
+    def _record(self, problems: Sequence[CaseFailure], left_out: LeftOut) -> None:
+        """Add problems to the failures, and notes on what was left out and on labels that are not understood."""
+        from zsad.data.label_folders import listing_notes
+
         for problem in problems:
             path_filter.learn(Path(problem.path), problem.case_id)
-            self.runner.record_failure(problem)
+        self.runner.record_failures(problems)
+        for note in listing_notes(left_out):
+            self.add_note(note)
+
+    def add_note(self, note: str) -> None:
+        """Add a note, unless it is known. The report, --json and the end of the terminal's output show it."""
+        if note not in self.notes:
+            self.notes.append(note)
 
     def read_sets(self, categories: Sequence[Category], label: str = "") -> list[ImageSet]:
         """Compute the digest of every file. Unreadable files are left out and added to the failures."""
@@ -92,7 +126,7 @@ class ImageStages:
                     path_filter.learn(path, case_id)
             try:
                 if item.mask is not None:
-                    path_digest(item.mask)
+                    mask_digest(item.mask)
                 sha256 = path_digest(item.path)
             except UserError as error:
                 self.runner.record_failure(replace(to_case_failure(case_id, "find", error), category=category.name))
@@ -104,15 +138,55 @@ class ImageStages:
         if not features.made:
             return category
         index = json.loads((features.folder() / "index.json").read_text(encoding="utf-8"))
+        for note in index["model_notes"]:
+            self.add_note(note)
+        self._add_image_notes(category, index["notes"])
         rules = {problem["sha256"]: problem["rule"] for problem in index["problems"]}
-        for image in category.images:
-            if image.sha256 in rules:
-                case_id = f"{category.name}/{image.id}"
-                rule = path_filter.scrub(rules[image.sha256])
-                self.runner.record_failure(
-                    CaseFailure(case_id, steps.ENCODE.name, rule, str(image.path), category=category.name)
+        self.runner.record_failures(
+            [
+                CaseFailure(
+                    f"{category.name}/{image.id}",
+                    steps.ENCODE.name,
+                    _scrub_foreign(rules[image.sha256]),
+                    str(image.path),
+                    category=category.name,
                 )
+                for image in category.images
+                if image.sha256 in rules
+            ]
+        )
         return replace(category, images=tuple(image for image in category.images if image.sha256 not in rules))
+
+    def _add_image_notes(self, category: ImageSet, notes: Iterable[Mapping[str, str]]) -> None:
+        """Add notes on images to the report, each once with the names of its images, or a few of them and a count."""
+        by_text: dict[str, set[str]] = {}
+        for note in notes:
+            by_text.setdefault(note["text"], set()).add(note["sha256"])
+        for text, digests in by_text.items():
+            names = [image.id for image in category.images if image.sha256 in digests]
+            if names:
+                self.add_note(f"{category.name}: {text}: {list_names(names)}.")
+
+    def note_masks(self, category: ImageSet, evaluated: Ref) -> None:
+        """Add unusable masks to the failures, once for all seeds. Their images get no pixel metrics."""
+        if not evaluated.made:
+            return
+        metrics = json.loads((evaluated.folder() / "metrics.json").read_text(encoding="utf-8"))
+        self._add_image_notes(category, metrics["notes"])
+        rules = {problem["sha256"]: problem["rule"] for problem in metrics["problems"]}
+        self.runner.record_failures(
+            [
+                CaseFailure(
+                    f"{category.name}/{image.id}",
+                    steps.EVALUATE.name,
+                    _scrub_foreign(rules[image.sha256]),
+                    str(image.mask),
+                    category=category.name,
+                )
+                for image in category.images
+                if image.sha256 in rules and image.mask is not None
+            ]
+        )
 
     def has_weights(self, encoder: EncoderSettings, label: str) -> bool:
         """Return whether an encoder's weights can be read. If not, one failure is added for all categories."""
@@ -126,7 +200,7 @@ class ImageStages:
     def finish(
         self,
         out: Path,
-        settings: ZsadSettings | CompareSettings,
+        settings: ZsadSettings,
         copies: Sequence[FileCopy],
         manifest: dict[str, Any],
         started: float,
@@ -149,6 +223,11 @@ class ImageStages:
         return finish_run(self.runner, run, layout, private=private, useful=useful)
 
 
+def _scrub_foreign(rule: str) -> str:
+    """Return a rule without private text. Only text in parentheses comes from a library and may contain some."""
+    return _FOREIGN.sub(lambda found: path_filter.scrub(found[0]), rule)
+
+
 def weights_shown(encoder: EncoderSettings) -> dict[str, str] | None:
     """Return the manifest's entry of an encoder's weights. None if they cannot be read."""
     try:
@@ -159,5 +238,5 @@ def weights_shown(encoder: EncoderSettings) -> dict[str, str] | None:
 
 def _input_rows(category: ImageSet) -> Iterator[dict[str, Any]]:
     for image in category.images:
-        digests = {"image": image.sha256, "mask": None if image.mask is None else path_digest(image.mask)}
+        digests = {"image": image.sha256, "mask": None if image.mask is None else mask_digest(image.mask)}
         yield {"category": category.name, "image": image.id, "sha256": digests}

@@ -7,18 +7,18 @@ images. Keys never contain the device or batch sizes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from flows.store.code import code_digest
 from flows.store.digests import path_digest
 from flows.store.references import Ref, canonical_json
-from flows.store.step import PAGE, Call, Keyed, Step, content_of, keyed, shown
+from flows.store.step import Call, Keyed, Step, content_of, keyed
+from flows.zsad.image_files import HEIC_LIBRARIES, mask_digest
 from flows.zsad.precision import with_precision
-from medad.base.errors import CaseFailure
 from medad.base.settings import MachineSettings
-from zsad.config.compare import CompareSettings
 from zsad.config.encoder_outputs import PATCHES
 from zsad.config.run import (
     WITH_ADAPTATION,
@@ -30,20 +30,18 @@ from zsad.config.run import (
     ReferenceSettings,
     ScoreSettings,
     Variant,
-    ZsadSettings,
 )
+from zsad.config.settings import ZsadSettings
 from zsad.config.system_base import LearnedSettings, SystemSettings
 from zsad.config.systems import System
 from zsad.data.labelled import LabelledImage
 from zsad.scorers.anomalyclip.settings import AnomalyClip
 from zsad.scorers.april_gan.settings import AprilGan
+from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.segmentation.settings import SegmentationModels
-from zsad.steps.results import AblationResult, CategoryResult, Source, SystemResult
+from zsad.steps.results import Source
 
-_ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "timm", "torch", "torchvision")
-_DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
-_STYLE = (*PAGE, "zsad/reports/report_style.html", "zsad/reports/report_end.html")
-_RUN_PAGE = (*_STYLE, "zsad/reports/run/report_template.html")
+_ENCODING = (*HEIC_LIBRARIES, "numpy", "open_clip_torch", "pillow", "safetensors", "timm", "torch", "torchvision")
 _COST = frozenset({"cost.json"})
 _LAMBDAS: dict[Variant, frozenset[str]] = {
     "text": frozenset(),
@@ -65,15 +63,6 @@ ENCODE = Step(
     kind="encoding",
     not_in_key=frozenset({"paths"}),
 )
-SCORE = Step(
-    "zsad-score",
-    1,
-    "zsad.steps.score_dual:score_category",
-    (*_ENCODING, "scikit-image", "scipy"),
-    kind="inference",
-    not_in_key=frozenset({"paths", "score.batch_size"}),
-    volatile=_COST,
-)
 FUSE = Step(
     "zsad-fuse",
     1,
@@ -86,11 +75,11 @@ SYSTEM = Step(
     "zsad-system",
     1,
     "zsad.steps.score:score_system",
-    (*_ENCODING, "scipy"),
+    (*_ENCODING, "scikit-image", "scipy"),
     kind="inference",
-    not_in_key=frozenset({"paths"}),
     volatile=_COST,
 )
+THRESHOLD = Step("zsad-threshold", 1, "zsad.steps.threshold:save_threshold", ("numpy",))
 TRAIN = Step(
     "zsad-train",
     1,
@@ -99,19 +88,10 @@ TRAIN = Step(
     kind="training",
     volatile=frozenset({"training.json"}),
 )
-REPORT = Step("zsad-report", 1, "zsad.reports.run.report:write_report", _DRAWING, files=_RUN_PAGE)
-MAPS = Step("zsad-maps", 1, "zsad.reports.run.outputs:write_score_outputs", (*_DRAWING, "torch"), files=_RUN_PAGE)
-COMPARE_REPORT = Step(
-    "zsad-compare",
-    1,
-    "zsad.reports.compare.report:write_compare_report",
-    _DRAWING,
-    files=(*_STYLE, "zsad/reports/compare/compare_template.html"),
-)
 
 
 def weights_of(settings: EncoderSettings) -> dict[str, str]:
-    """Return what identifies an encoder's weights and activation: digests of files, tag or seed. Raises UserError."""
+    """Return what identifies an encoder's weights and activation: digests, a tag or a seed. Raises UserError."""
     from zsad.clip.models import activation_source, model_folder, weights_digest, weights_files
 
     found = {name: path_digest(path) for name, path in weights_files(settings).items()}
@@ -123,8 +103,8 @@ def weights_of(settings: EncoderSettings) -> dict[str, str]:
 def _encoder(settings: EncoderSettings, machine: MachineSettings) -> Keyed:
     """Return an encoder with its weights and the settings that affect features as content for a key."""
     settings = with_precision(settings, machine)
-    left_out = ("preset", "model", "weights", "tag", "seed", "batch_size", "quick_gelu")
-    return keyed(settings, *left_out, **weights_of(settings))
+    weights = weights_of(settings)
+    return keyed(settings, "preset", "model", "weights", "tag", "seed", "batch_size", "quick_gelu", **weights)
 
 
 def distinct(images: Iterable[LabelledImage]) -> tuple[LabelledImage, ...]:
@@ -135,8 +115,9 @@ def distinct(images: Iterable[LabelledImage]) -> tuple[LabelledImage, ...]:
     return tuple(first[sha256] for sha256 in sorted(first))
 
 
-def _labelled(image: LabelledImage) -> list[str]:
-    mask = "" if image.mask is None else path_digest(image.mask)
+def label_content(image: LabelledImage) -> list[str]:
+    """Return an image's digest, label, kind of defect and mask as content for a key."""
+    mask = "" if image.mask is None else mask_digest(image.mask)
     return [image.sha256, {None: "", True: "anomalous", False: "normal"}[image.anomalous], image.defect, mask]
 
 
@@ -162,62 +143,32 @@ def encode(
     encoder: EncoderSettings,
     machine: MachineSettings,
     outputs: Iterable[str] = (PATCHES,),
+    turns: int = 1,
 ) -> Call:
-    """Return the call that encodes each distinct image: class tokens and `outputs` (`zsad.config.encoder_outputs`)."""
+    """Return the call that encodes each distinct image: class tokens and `outputs` (`zsad.config.encoder_outputs`).
+
+    `turns` is the number of turned copies of each image.
+    """
     once = distinct(images)
     return ENCODE(
         paths=[image.path for image in once],
         digests=[image.sha256 for image in once],
         settings=_encoder(encoder, machine),
         outputs=tuple(sorted(set(outputs))),
+        turns=turns,
         machine=machine,
         batch_size=encoder.batch_size,
     )
-
-
-def needs_references(variants: Iterable[Variant]) -> bool:
-    return not WITH_REFERENCES.isdisjoint(variants)
 
 
 def _with_lambdas(settings: ScoreSettings, lambdas: Iterable[str]) -> ScoreSettings:
     """Return the settings with these lambdas, defaults for all others, and the variants in a fixed order."""
     fields = ScoreSettings.model_fields
     update = {name: fields[name].default for name in fields if name.startswith("lambda_") and name not in lambdas}
-    if not needs_references(settings.variants):
+    if WITH_REFERENCES.isdisjoint(settings.variants):
         update["references"] = ReferenceSettings()
     update["variants"] = tuple(variant for variant in _LAMBDAS if variant in settings.variants)
     return settings.model_copy(update=update)
-
-
-def score(
-    images: Iterable[LabelledImage],
-    features: Ref,
-    text: Ref,
-    encoder: EncoderSettings,
-    settings: ScoreSettings,
-    adapt: AdaptSettings,
-    seed: int,
-    machine: MachineSettings,
-) -> Call:
-    """Return the call that scores features with one seed. The parts are fused with the paper's lambdas; see `fuse`.
-
-    `images` are the images with features, since adaptation reads them again. The seed only matters for variants with
-    reference images or pseudo anomalies.
-    """
-    settings = _with_lambdas(settings, ())
-    adapts = not WITH_ADAPTATION.isdisjoint(settings.variants)
-    batch = max(encoder.batch_size, settings.batch_size) if adapts else settings.batch_size
-    return SCORE(
-        features=features,
-        text=text,
-        paths=[image.path for image in distinct(images)] if adapts else None,
-        encoder=_encoder(encoder, machine) if adapts else Keyed(encoder, None),
-        score=settings,
-        adapt=_adaptation(adapt) if adapts else Keyed(adapt, None),
-        seed=seed if adapts or needs_references(settings.variants) else 0,
-        machine=machine,
-        batch_size=batch,
-    )
 
 
 def _adaptation(settings: AdaptSettings) -> Keyed:
@@ -247,21 +198,82 @@ def evaluate(
     scores: Ref,
     variants: Sequence[str],
     settings: EvaluationSettings,
+    threshold: Ref | None = None,
 ) -> Call:
-    """Return the call that evaluates the scores of one seed. Without labels: only the deployable threshold."""
-    rows = sorted(((_labelled(image), image) for image in images), key=lambda row: row[0])
+    """Return the call that evaluates the scores of one seed. Without labels: only the deployable threshold.
+
+    `threshold` is an artifact of `save_threshold`.
+    """
+    rows = sorted(((label_content(image), image) for image in images), key=lambda row: row[0])
     return EVALUATE(
         items=Keyed([image for _, image in rows], [labels for labels, _ in rows]),
         features=features,
         scores=scores,
         variants=tuple(variants),
         settings=settings,
+        threshold=threshold,
+    )
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What scores depend on besides the scored image."""
+
+    method: str
+    """Name of the system."""
+    encoder: str
+    """Description of the encoder."""
+    digest: str
+    """Digest of the system, the weights, the prompts and the normal images."""
+    depends_on_others: bool
+    """Whether scores also depend on the other scored images, so that a threshold fits only these images."""
+
+
+def judge_of(settings: ZsadSettings, normal: Iterable[str]) -> Judge:
+    """Return what the scores of a run depend on. `normal` are the sha256 of the normal images."""
+    from zsad.clip.models import describe_encoder
+
+    system, digests = settings.method, sorted(normal)
+    content = [
+        content_of(_system(system)),
+        content_of(_encoder(settings.encoder, settings.machine)),
+        content_of(settings.prompts),
+        digests,
+    ]
+    if system.seeded and not digests:
+        content.append(settings.seeds[0])
+    digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    depends = system.compares_images and not digests
+    return Judge(system.display_name, describe_encoder(settings.encoder), digest, depends)
+
+
+def save_threshold(
+    scores: Ref,
+    system: System,
+    settings: ZsadSettings,
+    source: Literal["normal", "quantile"],
+    judged_by: str,
+) -> Call:
+    """Return the call that finds a threshold from scores of normal images, or from all scores."""
+    from zsad.clip.models import describe_encoder
+
+    evaluation = settings.evaluation
+    return THRESHOLD(
+        scores=scores,
+        variant=system.variant_names[-1],
+        source=source,
+        rate=evaluation.false_alarm_rate if source == "normal" else 1 - evaluation.threshold_quantile,
+        method=system.display_name,
+        encoder=describe_encoder(settings.encoder),
+        judged_by=judged_by,
     )
 
 
 def _system(system: SystemSettings, **more: Any) -> Keyed:
     """Return a system with all that its scores depend on as content for a key, without its label and file paths."""
     left_out = ["label", "encoder", *(("checkpoint", "training") * isinstance(system, LearnedSettings))]
+    if isinstance(system, DualImage):
+        return _dual(system, **more)
     if isinstance(system, SegmentationModels):
         from zsad.clip.models import path_digest as model_digest
 
@@ -269,6 +281,23 @@ def _system(system: SystemSettings, **more: Any) -> Keyed:
         given = {name: getattr(system, name) for name in _MODEL_FILES}
         more |= {name: None if path is None else model_digest(Path(path).expanduser()) for name, path in given.items()}
     return keyed(system, *left_out, **more)
+
+
+def _dual(system: DualImage, **more: Any) -> Keyed:
+    """Return the dual-image scorer as content for a key, with default lambdas: `fuse` applies others."""
+    settings = _with_lambdas(system.score, ())
+    adapts = not WITH_ADAPTATION.isdisjoint(settings.variants)
+    plain = system.model_copy(
+        update={name: getattr(settings, name) for name in ScoreSettings.model_fields if name.startswith("lambda_")}
+        | {"variants": settings.variants}
+    )
+    content = {
+        "system": system.system,
+        "shots": system.shot_count,
+        "score": content_of(settings, frozenset({"batch_size"})),
+        "adapt": content_of(_adaptation(system.adapt)) if adapts else None,
+    }
+    return Keyed(plain, content | more)
 
 
 def score_system(
@@ -302,14 +331,18 @@ def score_system(
     else:
         checkpoint = None if trained is None else Keyed(trained.folder() / "checkpoint.safetensors", trained)
     loads = system.loads_encoder
+    used = distinct(images)
     return SYSTEM(
-        system=_system(system, scorer=code_digest(f"{system.scorer_module}:score")),
+        system=_system(system, scorer=code_digest(system.scorer)),
         category=category if loads else Keyed(category, None),
         features=features,
         text=text,
         shots=shots,
         checkpoint=checkpoint,
-        paths=[image.path for image in distinct(images)],
+        # images whose file is gone by now cannot be scored by a system that reads them again
+        paths=Keyed(
+            [image.path for image in used], [image.sha256 for image in used if loads and not image.path.is_file()]
+        ),
         encoder=_encoder(encoder, machine) if loads else Keyed(encoder, None),
         seed=seed if system.seeded else 0,
         machine=machine,
@@ -323,7 +356,7 @@ def train(
     """Return the call that trains a learned system on features of labelled images, in any order of categories."""
     ordered = sorted(sources, key=lambda one: one.name)
     content = [
-        {"name": one.name, "features": one.features, "text": one.text, "items": sorted(map(_labelled, one.items))}
+        {"name": one.name, "features": one.features, "text": one.text, "items": sorted(map(label_content, one.items))}
         for one in ordered
     ]
     return TRAIN(
@@ -333,67 +366,4 @@ def train(
         machine=machine,
         batch_size=system.training.batch_size,
         phase=system.system.replace("_", "-"),
-    )
-
-
-def _category(result: CategoryResult[Ref]) -> Keyed:
-    """Return a category with all that a report shows as content for a key: ids, digests, labels, results."""
-    images = [[image.id, *_labelled(image)] for image in result.images]
-    rest = {name: getattr(result, name) for name in ("name", "text", "features", "scores", "evaluated")}
-    return Keyed(result, rest | {"images": images})
-
-
-def report(
-    settings: ZsadSettings,
-    categories: Iterable[CategoryResult[Ref]],
-    failures: Sequence[CaseFailure],
-    versions: Mapping[str, str],
-    notes: Sequence[str],
-) -> Call:
-    """Return the call that writes the report and its tables. Its key contains all that these show, also ids."""
-    return REPORT(
-        settings=shown(settings),
-        categories=tuple(map(_category, categories)),
-        failures=tuple(failures),
-        versions=dict(versions),
-        notes=tuple(notes),
-    )
-
-
-def score_outputs(
-    settings: ZsadSettings,
-    category: CategoryResult[Ref] | None,
-    failures: Sequence[CaseFailure],
-    versions: Mapping[str, str],
-    notes: Sequence[str],
-    formats: Sequence[Literal["png", "tiff", "npy"]],
-) -> Call:
-    """Return the call that writes scores.csv, heat maps and a report of unlabelled images."""
-    return MAPS(
-        settings=shown(settings),
-        category=None if category is None else _category(category),
-        failures=tuple(failures),
-        versions=dict(versions),
-        notes=tuple(notes),
-        formats=tuple(formats),
-    )
-
-
-def compare_report(
-    settings: CompareSettings,
-    systems: Iterable[SystemResult[Ref]],
-    ablations: Iterable[AblationResult[Ref]],
-    failures: Sequence[CaseFailure],
-    versions: Mapping[str, str],
-    notes: Sequence[str],
-) -> Call:
-    """Return the call that writes the tables of all systems, their tests and the ablations."""
-    rows = tuple(systems)
-    return COMPARE_REPORT(
-        settings=shown(settings),
-        systems=Keyed(rows, [{"system": row.system.display_name, "categories": row.categories} for row in rows]),
-        ablations=tuple(ablations),
-        failures=tuple(failures),
-        versions=dict(versions),
-        notes=tuple(notes),
     )

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,3 +82,36 @@ class CaseFailure:
     def file(self) -> str:
         """Return the name of the offending file without its folders, or an empty text."""
         return Path(self.path).name
+
+
+GROUPED_FROM = 4
+"""Number of equal problems of one category from which they are shown as one line with a count."""
+
+
+def group_failures(failures: Iterable[CaseFailure]) -> list[list[CaseFailure]]:
+    """Group equal problems of one category: equal step, and equal rule up to its colon and apart from numbers.
+
+    Groups smaller than `GROUPED_FROM` are split up. The order is that of each group's first failure.
+    """
+    groups: dict[tuple[str, ...], list[CaseFailure]] = {}
+    for one in failures:
+        kind = kind_of_rule(one.rule) if one.category else one.line
+        groups.setdefault((one.group, one.category, one.stage, kind), []).append(one)
+    return [
+        part
+        for group in groups.values()
+        for part in ([group] if len(group) >= GROUPED_FROM else [[one] for one in group])
+    ]
+
+
+def kind_of_rule(rule: str) -> str:
+    """Return the part of a rule that equal problems share: the text up to the colon, without numbers."""
+    return re.sub(r"\d+", "#", rule.partition(":")[0])
+
+
+def group_lines(failures: Iterable[CaseFailure]) -> list[str]:
+    """Return one line for each failure, or for each group of equal ones: the first with the number of the others."""
+    return [
+        group[0].line + (f" (and {len(group) - 1} more of this kind in {group[0].category})" if len(group) > 1 else "")
+        for group in group_failures(failures)
+    ]

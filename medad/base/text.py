@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 PLACEHOLDER = "(private path)"
 """Text that is shown instead of a path. It is also a regular expression with one group, because it may replace one."""
@@ -15,6 +16,12 @@ _PATH = re.compile(
 def natural_order(name: str) -> list[tuple[int, str]]:
     """Return a sort key that puts tile-2 before tile-10, and numbers before other text."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def list_names(names: Sequence[str], shown: int = 3) -> str:
+    """Return names with commas: at most `shown` of them and the number of the others."""
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def escape_bad_bytes(name: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from medad.base.errors import CaseFailure
-from medad.base.text import escape_bad_bytes, hide_paths, natural_order
+from medad.base.errors import GROUPED_FROM, CaseFailure, kind_of_rule
+from medad.base.text import escape_bad_bytes, hide_paths, list_names, natural_order
 
 FailureRow = Mapping[str, str]
 """Text of each column by key, in the order of the columns. `failure_rows` defines the keys."""
@@ -42,3 +42,20 @@ def failure_rows(
         }
         rows[tuple(row.values())] = row
     return tuple(rows[values] for values in sorted(rows, key=lambda values: [natural_order(one) for one in values]))
+
+
+def group_rows(rows: Iterable[FailureRow]) -> list[FailureRow]:
+    """Return rows for the page: equal problems of one category are one row, with a few names and their number."""
+    groups: dict[tuple[str, ...], list[FailureRow]] = {}
+    for row in rows:
+        shared = [value for key, value in row.items() if key not in {"id", "file", "rule"}]
+        own = kind_of_rule(row["rule"]) if row.get("id") else "".join(row.values())
+        groups.setdefault((*shared, own), []).append(row)
+    found: list[FailureRow] = []
+    for group in groups.values():
+        if len(group) < GROUPED_FROM:
+            found += group
+        else:
+            names = {key: list_names(list(dict.fromkeys(row[key] for row in group))) for key in ("id", "file")}
+            found.append({**group[0], **names})
+    return found

@@ -10,20 +10,24 @@ import io
 import jinja2
 from PIL import Image
 
+from medad.reporting.failures import group_rows
+
 
 @functools.cache
 def page_environment(*packages: str) -> jinja2.Environment:
     """Return an environment with the templates of these packages and the shared ones of this package.
 
-    Text is escaped. A template that uses an undefined name raises an error.
+    Text is escaped. A template that uses an undefined name raises an error. The filter group_rows is for failures.
     """
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([_template_loader(package) for package in (*packages, "medad.reporting")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["group_rows"] = group_rows
+    return environment
 
 
 def _template_loader(package: str) -> jinja2.FunctionLoader:

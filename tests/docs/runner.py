@@ -202,12 +202,8 @@ def load_configuration(path: Path) -> None:
         from medad.config.sensitivity import load_sensitivity
 
         load_sensitivity(path, {})
-    elif "systems" in values:
-        from zsad.config.compare import load as load_comparison
-
-        load_comparison(path, {})
-    elif "encoder" in values:
-        from zsad.config.run import load as load_images
+    elif "systems" in values or "method" in values:
+        from zsad.config.settings import load as load_images
 
         load_images(path, {})
     else:

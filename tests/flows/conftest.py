@@ -238,7 +238,7 @@ def make_images(root: Path) -> ZsadWorld:
         "data": {"root": str(world.data), "layout": "mvtec"},
         "encoder": {"model": f"local-dir:{root / 'model'}"},
         "prompts": {"domains": ["industrial"]},
-        "score": {"variants": ["text", "joint", "joint_tta"]},
+        "method": {"system": "dual", "variants": ["text", "joint", "joint_tta"]},
     }
     world.config.write_text(yaml.safe_dump(values), encoding="utf-8")
     return world

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zsad.clip.models import EncoderInfo
-from zsad.config.compare import CompareSettings, parse
+from zsad.config.settings import ZsadSettings, parse
 from zsad.config.system_base import SystemSettings
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics
 from zsad.reports.compare.data import variant_of
@@ -19,7 +19,7 @@ CLIP = EncoderInfo(description="ViT-B-16-plus-240, laion400m_e32", random_weight
 SECRET = "/srv/factory/secret"
 
 
-def compare_settings(*systems: Mapping[str, Any], **changes: Any) -> CompareSettings:
+def compare_settings(*systems: Mapping[str, Any], **changes: Any) -> ZsadSettings:
     values: dict[str, Any] = {
         "name": "run_1",
         "seeds": (0, 1),

@@ -14,11 +14,13 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, ImageRows
-from zsad.config.run import EncoderSettings, ImagesSettings, ScoreSettings, Variant, ZsadSettings
+from zsad.config.run import AdaptSettings, EncoderSettings, ImagesSettings, ScoreSettings, Variant
+from zsad.config.settings import ZsadSettings
 from zsad.data.images import plan_crops
 from zsad.data.labelled import LabelledImage
 from zsad.scorers.dual.scorer import Evidence, Part, fuse_image
 from zsad.scorers.dual.scores_file import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
+from zsad.scorers.dual.settings import DualImage
 from zsad.steps.evaluate import evaluate_category
 from zsad.steps.results import CategoryResult
 
@@ -45,14 +47,25 @@ class ExampleImage:
 
 
 def zsad_settings(**changes: Any) -> ZsadSettings:
+    """Return settings of a run with the dual-image scorer. `score` is its `ScoreSettings`."""
+    score = changes.pop("score", ScoreSettings(variants=("text", "joint")))
+    encoder = changes.pop("encoder", EncoderSettings(tag="laion400m_e32"))
+    adapt = changes.pop("adapt", AdaptSettings())
+    system = DualImage(**score.model_dump(exclude={"batch_size"}), adapt=adapt)
     values: dict[str, Any] = {
         "name": "run-1",
         "seeds": (0, 1),
         "data": ImagesSettings(root="/srv/factory/secret"),
-        "encoder": EncoderSettings(tag="laion400m_e32"),
-        "score": ScoreSettings(variants=("text", "joint")),
+        "encoders": {"main": encoder},
+        "systems": (system,),
     }
     return ZsadSettings(**(values | changes))
+
+
+def dual_of(settings: ZsadSettings) -> DualImage:
+    system = settings.method
+    assert isinstance(system, DualImage)
+    return system
 
 
 def usual(n_normal: int = 6, n_anomalous: int = 4) -> list[ExampleImage]:
@@ -117,12 +130,12 @@ def write_category(
         scores[seed], evaluated[seed] = folder / f"scores-{seed}", folder / f"evaluated-{seed}"
         scores[seed].mkdir()
         evaluated[seed].mkdir()
-        _write_scores(scores[seed], images, rows, settings.score, seed, shift(seed))
+        _write_scores(scores[seed], images, rows, dual_of(settings).score, seed, shift(seed))
         evaluate_category(
             listed,
             features=folder / "features",
             scores=scores[seed],
-            variants=settings.score.variants,
+            variants=settings.method.variant_names,
             settings=settings.evaluation,
             out=evaluated[seed],
         )

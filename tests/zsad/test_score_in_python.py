@@ -23,13 +23,13 @@ from zsad.data.shots import draw_shots
 from zsad.scorers.anovl.settings import AnoVl
 from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.clip.settings import Clip
+from zsad.scorers.dual.score import score_category
 from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.musc.settings import MuSc, MuSc2
+from zsad.scorers.stored_scores import open_scores
 from zsad.scorers.winclip.settings import WinClip
 from zsad.steps.encode import encode_category_text, encode_images
-from zsad.steps.evaluate import open_scores
 from zsad.steps.score import score_system
-from zsad.steps.score_dual import score_category
 from zsad.steps.train import train_system
 
 SIZES_HW = ((40, 40), (40, 60), (64, 64), (32, 40), (40, 40))
@@ -74,7 +74,7 @@ def by_steps(
     variant: str = "system"
     if isinstance(system, DualImage):
         assert text is not None
-        variant = system.variant
+        variant = system.variant_names[-1]
         paths_or_none = files if system.adaptation else None
         score_category(
             root / "features", text, paths_or_none, encoder, system.score, system.adapt, 0, "cpu", root / "out"
@@ -177,7 +177,7 @@ def test_a_single_image_is_scored_by_the_text_alone(
 ) -> None:
     """Check this also for an image and its copy, because an image is not its own reference."""
     alone = DualImage(adaptation=adaptation, references={"count": 0})
-    assert alone.variant == left
+    assert alone.variant_names[-1] == left
     [(score, scored)] = by_steps(alone, [images / "0.png"], (), encoder, tmp_path).values()
     for given in ([images / "0.png"], [images / "0.png", images / "10.png"]):
         with pytest.warns(UserWarning, match=rf"no second image .*variant {left}\)"):

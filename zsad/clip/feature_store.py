@@ -58,6 +58,13 @@ class ImageProblem(StoredRecord):
     rule: str
 
 
+class ImageNote(StoredRecord):
+    """Image that was encoded, with a note on its pixels that a report shows. Equal notes are counted."""
+
+    sha256: str
+    text: str
+
+
 class FeatureIndex(StoredRecord):
     """Description of stored features: images, shapes and model."""
 
@@ -75,10 +82,12 @@ class FeatureIndex(StoredRecord):
     """Architecture, weights, precision and normalisation."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Interpolation with which images were resized."""
-    notes: tuple[str, ...] = ()
+    model_notes: tuple[str, ...] = ()
     """Notes for the user about the model's weights."""
     images: tuple[ImageRows, ...]
     problems: tuple[ImageProblem, ...]
+    notes: tuple[ImageNote, ...] = ()
+    """Notes on the pixels of encoded images. An image can have several."""
     outputs: dict[str, tuple[int, int]]
     """Shape of a row of each encoder output, by name."""
 

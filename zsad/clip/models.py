@@ -53,6 +53,11 @@ def models_folder() -> Path:
     return Path(own).expanduser().absolute() if own else cache_root() / "models"
 
 
+def models_folder_is_own() -> bool:
+    """Return whether $ADFLOWS_MODELS names the folder of imported weights."""
+    return bool(os.environ.get("ADFLOWS_MODELS"))
+
+
 def imported_file(model: str, tag: str | None = None) -> Path | None:
     """Return the file with a model's imported weights, or None. `tag` is a CLIP's tag in open_clip."""
     path = models_folder() / imported_name(model, tag)

@@ -234,9 +234,11 @@ def _checkpoint(path: Path, *, new_format: bool) -> dict[str, Tensor]:
     checkpoint = _inner(checkpoint)
     if not isinstance(checkpoint, Mapping):
         raise InputError(path, f"contains a {type(checkpoint).__name__}, not weights by name")
-    found = {str(name): tensor for name, tensor in checkpoint.items() if isinstance(tensor, Tensor)}
+    tensors = {str(name): tensor for name, tensor in checkpoint.items() if isinstance(tensor, Tensor)}
     groups = [(name, group) for name, group in checkpoint.items() if isinstance(group, Mapping)]
-    return found or {f"{name}.{key}": t for name, group in groups for key, t in group.items() if isinstance(t, Tensor)}
+    return tensors or {
+        f"{name}.{key}": t for name, group in groups for key, t in group.items() if isinstance(t, Tensor)
+    }
 
 
 def _inner(checkpoint: Any) -> Any:

@@ -71,7 +71,7 @@ def parse_outputs(names: Iterable[str]) -> tuple[EncoderOutput, ...]:
 
 def check_vision_output(output: EncoderOutput, depth: int, model: str) -> None:
     """Raise ConfigError if an encoder without text, with `depth` blocks, lacks an output."""
-    if output.kind in {"vv", "plain", "window", "raw"}:
+    if output.kind in {"vv", "plain", "raw", "window"}:
         raise ConfigError(
             f"{model} has no output {output.name}, because its patches are not in a joint space with text; "
             f"methods without text: {TEXT_FREE}"

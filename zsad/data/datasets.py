@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -20,16 +20,18 @@ from zsad.config.run import ImagesSettings
 from zsad.data.images import IMAGE_SUFFIXES
 from zsad.data.label_folders import (
     VISA_DEFAULT_SPLIT,
+    Labelling,
     category_folders,
     is_category,
-    is_normal,
-    labelled_images,
+    labelled_categories,
+    mvtec_images,
     plain_images,
     split_file,
     visa_images,
     visa_split_images,
 )
-from zsad.data.listing import FoundImage, folders_in, images_below
+from zsad.data.listing import FoundImage, LeftOut, folders_in, readable_name, require_file
+from zsad.data.photographs import label_images, photographs
 from zsad.data.public_sets import find_set, public_set_images
 
 _DIGEST_CHARACTERS = 12
@@ -53,7 +55,7 @@ class Item:
     defect: str
     """Kind of defect, which is the name of the label's folder. Empty without a label."""
     mask: Path | None
-    """Mask file. None: the image is normal or has no label, or the set has no masks."""
+    """Mask file, or a folder of masks to join. None: the image is normal or unlabelled, or the set has no masks."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class _ImageSet:
     """Folders of the categories by name."""
 
 
-def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tuple[list[Category], list[CaseFailure]]:
+def find_categories(
+    data: ImagesSettings, samples_dir: Path | None = None
+) -> tuple[list[Category], list[CaseFailure], LeftOut]:
     """List a set's test images by category.
 
     Training images are never listed, and hidden files are skipped. If VisA's split file exists, its rows with split
@@ -105,6 +109,8 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
         name, and `defect` is `good` or `anomalous`.
     problems
         Images that lack a mask or a label, images that are listed but missing, and categories without a usable image.
+    left_out
+        Record of files and folders that were not looked at, and of labels that are not understood.
 
     Raises
     ------
@@ -114,6 +120,8 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
         A category name, mask folder or split is set, but the layout does not allow it.
     """
     opened = _open_set(data, samples_dir)
+    left_out = LeftOut()
+    labelling = Labelling.of(data, left_out)
     missing = [name for name in data.categories or () if name not in opened.folders]
     if missing:
         raise _unknown_category(missing[0], opened)
@@ -121,7 +129,7 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
     problems: list[CaseFailure] = []
     for name, folder in opened.folders.items():
         if data.categories is None or name in data.categories:
-            found = list(_list_images(folder, opened.reader, data))
+            found = list(_list_images(folder, opened.reader, data, replace(labelling, category=name)))
             of_category = [
                 CaseFailure(name, "find", one.rule, str(one.path)) for one in found if not one.key and one.rule
             ]
@@ -133,8 +141,24 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
                 problems.append(CaseFailure(name, "find", "no test image in this category", str(folder)))
     if not categories:
         why = f"; the first of {len(problems)} problems: {problems[0].rule}" if problems else ""
-        raise _no_usable_image(opened.root, opened.layout, why)
-    return categories, problems
+        raise _no_usable_image(opened.root, opened.layout, _what_lies_there(left_out) + why)
+    _check_normal(data, opened, left_out)
+    if data.pseudonyms:
+        left_out.hide_names()
+    return categories, problems, left_out
+
+
+def _what_lies_there(left_out: LeftOut) -> str:
+    return f"; {left_out.sentence[0].lower()}{left_out.sentence[1:].rstrip('.')}" if left_out.sentence else ""
+
+
+def _check_normal(data: ImagesSettings, opened: _ImageSet, left_out: LeftOut) -> None:
+    """Raise InputError if `data.normal` names no folder although categories lack a normal one."""
+    if data.normal and left_out.labels:
+        names = dict.fromkeys(name for labels in left_out.labels.values() for name in labels)
+        if {name.lower() for name in data.normal}.isdisjoint(name.lower() for name in names):
+            rule = f"data.normal: no folder is called {' or '.join(data.normal)}; the label folders are"
+            raise InputError(opened.root, f"{rule} {', '.join(names)}")
 
 
 def normal_training_images(data: ImagesSettings, category: str, samples_dir: Path | None = None) -> tuple[Path, ...]:
@@ -171,9 +195,9 @@ def normal_training_images(data: ImagesSettings, category: str, samples_dir: Pat
         found = public_set_images(opened.reader, train) if train is not None and train.is_dir() else ()
         images = [one.path for one in found if one.anomalous is False and one.rule is None]
     elif opened.reader == "mvtec":
-        train = folder / "train"
-        labels = [label for label in (folders_in(train) if train.is_dir() else ()) if is_normal(label)]
-        images = [label / below for label in labels for below in images_below(label)]
+        train, labelling = folder / "train", Labelling.of(data, LeftOut())
+        labels = [label for label in (folders_in(train) if train.is_dir() else ()) if labelling.is_normal(label)]
+        images = [one.path for label in labels for one in label_images(label, LeftOut(), beside=False, pairs=False)]
     elif opened.reader == "visa" and (split := split_file(folder, data)) is not None:
         rows = visa_split_images(split, folder, part="train")
         images = [one.path for one in rows if one.anomalous is False and one.rule is None]
@@ -189,12 +213,12 @@ def _open_set(data: ImagesSettings, samples_dir: Path | None) -> _ImageSet:
     root = data_root(data.root, samples_dir)
     if not root.is_dir():
         raise InputError(root, "no such folder of images")
-    layout = _detect_layout(root) if data.layout == "auto" else data.layout
+    layout = detect_layout(root) if data.layout == "auto" else data.layout
     if data.masks is not None and layout != "folder":
         raise ConfigError(f"data.masks: only for layout folder, but the layout is {layout}")
     if data.visa_split != VISA_DEFAULT_SPLIT and layout != "visa":
         raise ConfigError(f"data.visa_split: only for layout visa, but the layout is {layout}")
-    reader, folders, single = _resolve_layout(root, layout)
+    reader, folders, single = _resolve_layout(root, layout, Labelling.of(data, LeftOut()))
     if data.category is not None and not single:
         raise ConfigError(f"data.category: {root} contains several categories; select some with data.categories")
     if data.category is not None:
@@ -203,13 +227,14 @@ def _open_set(data: ImagesSettings, samples_dir: Path | None) -> _ImageSet:
     return _ImageSet(root, layout, reader, folders)
 
 
-def _resolve_layout(root: Path, layout: _LayoutName) -> tuple[_Reader, dict[str, Path], bool]:
+def _resolve_layout(root: Path, layout: _LayoutName, labelling: Labelling) -> tuple[_Reader, dict[str, Path], bool]:
     """Return how a root is read, its categories' folders, and whether it is one category. The first layout that fits
     is used."""
     own = {root.resolve().name: root}
     match layout:
         case "folder":
-            return layout, own, True
+            several = labelled_categories(root, labelling)
+            return layout, several or own, not several
         case "mvtec" | "visa":
             single = is_category(root, layout)
             return layout, own if single else category_folders(root, layout), single
@@ -217,7 +242,7 @@ def _resolve_layout(root: Path, layout: _LayoutName) -> tuple[_Reader, dict[str,
             declared_layouts = LAYOUTS[layout]
     for declared in declared_layouts:
         if not isinstance(declared, Layout):
-            reader, folders, single = _resolve_layout(root, declared)
+            reader, folders, single = _resolve_layout(root, declared, labelling)
             if folders:
                 return reader, folders, single
         elif (found := find_set(declared, root)) is not None:
@@ -235,38 +260,69 @@ def _no_usable_image(root: Path, layout: _LayoutName, why: str = "") -> InputErr
     return InputError(root, f"no usable image of layout {layout}{why}; expected {shape}")
 
 
-def unlabelled_images(paths: Sequence[Path]) -> Category:
+def unlabelled_images(paths: Sequence[Path]) -> tuple[Category, list[CaseFailure], LeftOut]:
     """List images without labels from files and folders, each file once.
 
-    Folders are searched at all depths for files with `IMAGE_SUFFIXES`. A file given by name may have any suffix. The
-    category has the name of the first folder. Ids are paths relative to the given folder, and unique.
+    Folders are searched at all depths for files with `IMAGE_SUFFIXES`. A file given by name may have any suffix. Of a
+    labelled set, in layout `mvtec`, `visa` or with label folders, only the test images are listed. Masks and training
+    images are left out, see `zsad.data.photographs.photographs`.
+
+    Returns
+    -------
+    category
+        Images with ids that are unique paths relative to the given folder. It has the name of the first folder.
+    problems
+        Paths that do not exist or are not files, and folders without an image.
+    left_out
+        Record of files and folders that were not looked at.
 
     Raises
     ------
     InputError
-        A path does not exist, or a folder contains no image.
+        No image was found. The message names the first problem.
     """
     found: dict[Path, FoundImage] = {}
+    problems: list[InputError] = []
+    left_out = LeftOut()
     for path in paths:
-        if path.is_dir():
-            files = [(relative, path / relative) for relative in images_below(path)]
-            if not files:
-                raise InputError(path, f"no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
-        elif path.exists():
-            files = [(Path(path.name), path)]
-        else:
-            raise InputError(path, "no such file or folder")
-        for relative, file in files:
-            found.setdefault(file.resolve(), FoundImage(relative.as_posix(), file, "", None))
+        try:
+            if path.is_dir():
+                files = list(_unlabelled_below(path, left_out))
+                if not files:
+                    rule = f"no image in this folder ({', '.join(IMAGE_SUFFIXES)}){_what_lies_there(left_out)}"
+                    raise InputError(path, rule)
+            else:
+                require_file(path)
+                files = [FoundImage(path.name, path, "", None)]
+        except InputError as error:
+            problems.append(error)
+            continue
+        for one in files:
+            found.setdefault(one.path.resolve(), one)
     if not found:
-        raise InputError("images", "none given")
+        raise problems[0] if problems else InputError("images", "none given")
     first = paths[0].resolve()
-    name = first.name if first.is_dir() else first.parent.name
+    name = readable_name(first.name if first.is_dir() else first.parent.name) or "images"
     items, _ = _assign_ids(name, list(found.values()), pseudonymous=False)
-    return Category(name or "images", tuple(items))
+    failures = [CaseFailure(readable_name(e.path.name), "find", e.rule, str(e.path), name) for e in problems]
+    return Category(name, tuple(items)), failures, left_out
 
 
-def _detect_layout(root: Path) -> Literal["mvtec", "visa", "folder"]:
+def _unlabelled_below(root: Path, left_out: LeftOut) -> Iterator[FoundImage]:
+    """List the images to score below a folder. If VisA's split file exists, these are its test images."""
+    if detect_layout(root) != "visa":
+        yield from photographs(root, left_out)
+        return
+    labelling, data = Labelling(left_out=left_out), ImagesSettings(root=str(root))
+    _, folders, single = _resolve_layout(root, "visa", labelling)
+    for name, folder in folders.items():
+        for one in _list_images(folder, "visa", data, labelling):
+            if one.key and one.path.is_file():
+                yield FoundImage(one.key if single else f"{name}/{one.key}", one.path, "", None)
+
+
+def detect_layout(root: Path) -> Literal["mvtec", "visa", "folder"]:
+    """Return the layout of a folder of images, detected from the names of its folders."""
     kinds: tuple[Literal["visa", "mvtec"], ...] = ("visa", "mvtec")
     for layout in kinds:
         if is_category(root, layout) or category_folders(root, layout):
@@ -274,18 +330,17 @@ def _detect_layout(root: Path) -> Literal["mvtec", "visa", "folder"]:
     return "folder"
 
 
-def _list_images(folder: Path, reader: _Reader, data: ImagesSettings) -> Iterator[FoundImage]:
+def _list_images(folder: Path, reader: _Reader, data: ImagesSettings, labelling: Labelling) -> Iterator[FoundImage]:
     """List the test images of one category's folder."""
     if isinstance(reader, Layout):
         yield from public_set_images(reader, folder / reader.test)
     elif reader == "mvtec":
-        truth = folder / "ground_truth"
-        yield from labelled_images(folder / "test", truth if truth.is_dir() else None)
+        yield from mvtec_images(folder, labelling)
     elif reader == "visa":
         split = split_file(folder, data)
-        yield from visa_images(folder) if split is None else visa_split_images(split, folder, part="test")
+        yield from visa_images(folder, labelling) if split is None else visa_split_images(split, folder, part="test")
     else:
-        yield from plain_images(folder, data.masks)
+        yield from plain_images(folder, data.masks, labelling)
 
 
 def _assign_ids(category: str, found: list[FoundImage], *, pseudonymous: bool) -> tuple[list[Item], list[CaseFailure]]:
@@ -296,13 +351,13 @@ def _assign_ids(category: str, found: list[FoundImage], *, pseudonymous: bool) -
     problems: list[CaseFailure] = []
     for each in sorted(found, key=lambda f: (natural_order(f.key), f.path)):
         stem = str(Path(each.key).with_suffix(""))
-        wanted = stem if stems[stem] == 1 else each.key
+        wanted = readable_name(stem if stems[stem] == 1 else each.key)
         name = wanted
         number = 2
         while name in taken:
             name, number = f"{wanted}-{number}", number + 1
         taken.add(name)
-        defect = each.defect
+        defect = readable_name(each.defect)
         if pseudonymous:
             digest = hashlib.sha256(f"{category}/{name}".encode()).hexdigest()
             name, defect = f"image-{digest[:_DIGEST_CHARACTERS]}", "anomalous" if each.anomalous else "good"
@@ -310,6 +365,6 @@ def _assign_ids(category: str, found: list[FoundImage], *, pseudonymous: bool) -
             items.append(Item(name, each.path, each.anomalous, defect if each.anomalous is not None else "", each.mask))
         else:
             # the text after the colon may contain file names, which pseudonyms must hide
-            rule = each.rule.split(":")[0] if pseudonymous else each.rule
+            rule = each.rule.split(":")[0] if pseudonymous else readable_name(each.rule)
             problems.append(CaseFailure(f"{category}/{name}", "find", rule, str(each.path), category))
     return items, problems

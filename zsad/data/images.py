@@ -9,6 +9,8 @@ Enhanced CLIP, 2024) does the same for VisA: two crops for each 3:2 image.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import math
 import threading
 import warnings
@@ -22,29 +24,33 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
+from zsad.data.file_kinds import TEXT_FILE, describe_file
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+AVIF_SUFFIXES = (".avif",) if "avif" in features.modules and features.check("avif") else ()
+"""Suffixes of AVIF, which Pillow reads from version 11.3 on. Empty with an older one."""
+HEIC_SUFFIXES = (".heic", ".heif", ".hif") if importlib.util.find_spec("pillow_heif") else ()
+"""Suffixes of HEIC, which the optional library pillow-heif reads. Empty without it."""
+IMAGE_SUFFIXES = (".png", *JPEG_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp", *AVIF_SUFFIXES, *HEIC_SUFFIXES)
 """Suffixes of image files, in lower case."""
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
-"""Suffixes of masks. JPEG is not among them: its compression artifacts would look like defects."""
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", *JPEG_SUFFIXES)
+"""Suffixes of masks, in lower case."""
 MAX_PIXELS = 1 << 27
 """Largest number of pixels of an image (384 MiB of RGB). A larger image is refused before it is decoded."""
 DECODING_THREADS = 2
 """Number of threads that decode images."""
 
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP") + ("AVIF",) * bool(AVIF_SUFFIXES) + ("HEIF",) * bool(HEIC_SUFFIXES)
+"""Names of the image formats that are read, as Pillow calls them."""
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _PLANES = 258, 262, 277, 284
-_JPEG_SUFFIXES = (".jpg", ".jpeg")
-_JPEG_MASK_ABOVE = 127
 _WHITE = (255, 255, 255, 255)
-_BLACK = (0, 0, 0, 255)
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -78,11 +84,12 @@ class Crops:
 
 
 def read_image(path: Path, *, min_side_px: int = 1) -> UInt8[np.ndarray, "H W 3"]:
-    """Read PNG, JPEG, BMP, TIFF or WebP as 8-bit RGB.
+    """Read PNG, JPEG, BMP, TIFF, WebP, AVIF or HEIC as 8-bit RGB.
 
     Greyscale and palette images become RGB. Transparent images are laid on white, so that colours hidden under full
     transparency have no effect. Of 16 bits per channel the upper 8 are used. Data that fill only 12 of the 16 bits
     therefore become dark. EXIF orientation is applied. Of several frames or pages the first is read.
+    `zsad.data.pixel_notes` says when one of these applies. AVIF needs Pillow 11.3, and HEIC needs pillow-heif.
 
     Raises
     ------
@@ -90,7 +97,7 @@ def read_image(path: Path, *, min_side_px: int = 1) -> UInt8[np.ndarray, "H W 3"
         The file is missing, damaged or in another format. Or it has 32-bit pixels, more than `MAX_PIXELS` pixels or a
         side shorter than `min_side_px`.
     """
-    image = decode(path, _to_rgb)
+    image = decode(path, to_rgb)
     height, width = image.shape[:2]
     if min(height, width) < min_side_px:
         raise InputError(path, f"is {width} x {height} pixels; the shorter side must have at least {min_side_px}")
@@ -110,25 +117,6 @@ def write_png(path: Path, pixels: UInt8[np.ndarray, "H W *channels"]) -> None:
     """Write an image or a mask as PNG. Missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
-
-
-def read_mask(path: Path, shape_hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Read a mask: True (anomalous) for each pixel that is not black.
-
-    In a palette image the colour counts, not its number, and transparent pixels are black. In a file with a JPEG suffix
-    a pixel must be brighter than half, because compression makes nearly black pixels around each outline.
-
-    Raises
-    ------
-    InputError
-        As `read_image`, or the mask's height and width are not those of its image, `shape_hw`.
-    """
-    mask = decode(path, to_mask)
-    if mask.shape != shape_hw:
-        raise InputError(
-            path, f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its image {shape_hw[1]} x {shape_hw[0]}"
-        )
-    return mask
 
 
 def read_map(path: Path) -> Float[np.ndarray, "H W"]:
@@ -267,13 +255,17 @@ def mask_to_canvas(mask: Bool[np.ndarray, "H W"], canvas_hw: tuple[int, int]) ->
     return mask[np.ix_(rows, columns)]
 
 
-def decode(path: Path, convert: Callable[[Image.Image, Path], T]) -> T:
-    """Open, check and decode an image file with `convert`. Raises InputError for every failure."""
+def decode(path: Path, convert: Callable[[Image.Image, Path], T], formats: tuple[str, ...] = FORMATS) -> T:
+    """Open, check and decode an image file with `convert`. Raises InputError for every failure.
+
+    `convert` gets the image as EXIF turns it, with the attribute `format`.
+    """
+    _register_heif()
     with reading(path):
         file = path.open("rb")
     with file, _without_pillow_warnings():
         try:
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(file, formats=formats) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise InputError(path, f"is {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
@@ -282,12 +274,18 @@ def decode(path: Path, convert: Callable[[Image.Image, Path], T]) -> T:
                     image.verify()
                 _refuse_misread_tiff(image, path)
             file.seek(0)
-            with Image.open(file, formats=_FORMATS) as image:
-                return convert(ImageOps.exif_transpose(image), path)
+            with Image.open(file, formats=formats) as image:
+                turned = ImageOps.exif_transpose(image)
+                turned.format = image.format
+                return convert(turned, path)
         except InputError:
             raise
         except UnidentifiedImageError as error:
-            raise InputError(path, "not a PNG, JPEG, BMP, TIFF or WebP image, or its header is broken") from error
+            what = describe_file(path)
+            if what in {None, TEXT_FILE}:
+                rest = "or its header is broken" if what is None else f"but {TEXT_FILE}"
+                raise InputError(path, f"not a PNG, JPEG, BMP, TIFF, WebP or AVIF image, {rest}") from error
+            raise InputError(path, f"is {what}") from error
         except Image.DecompressionBombError as error:
             raise InputError(path, f"has too many pixels; at most {MAX_PIXELS:,} are read") from error
         # decoders raise many types for damaged files: SyntaxError, struct.error, IndexError, ...
@@ -295,6 +293,14 @@ def decode(path: Path, convert: Callable[[Image.Image, Path], T]) -> T:
             if isinstance(error, OSError) and error.errno is not None:
                 raise InputError(path, f"cannot be read ({error.strerror})") from error
             raise InputError(path, f"the image is broken ({error or type(error).__name__})") from error
+
+
+@functools.cache
+def _register_heif() -> None:
+    if HEIC_SUFFIXES:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
 
 
 @contextlib.contextmanager
@@ -328,26 +334,16 @@ def _read_npy(path: Path) -> NDArray[Any]:
             raise InputError(path, f"not a .npy file of numbers ({error})") from error
 
 
-def _to_rgb(image: Image.Image, path: Path) -> UInt8[np.ndarray, "H W 3"]:
+def to_rgb(image: Image.Image, path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """Return an opened image as 8-bit RGB, see `read_image`. Use it with `decode`."""
     if image.mode.startswith("I;16"):
         # Pillow uses the upper byte of 16-bit colour; 16-bit grey is scaled in the same way
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in {"I", "F"}:
-        kind = "integer" if image.mode == "I" else "float"
-        raise InputError(path, f"has 32-bit {kind} pixels of unknown range; save it with 8 or 16 bits")
-    return np.array(_flattened(image, _WHITE))
-
-
-def to_mask(image: Image.Image, path: Path) -> Bool[np.ndarray, "H W"]:
-    """Return which pixels of an opened image are not black, see `read_mask`. Use it with `decode`."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        if not np.isfinite(values).all():
-            raise InputError(path, "the mask contains NaN or infinite values")
-    else:
-        values = np.asarray(_flattened(image, _BLACK)).max(axis=2)
-    return np.asarray(values > (_JPEG_MASK_ABOVE if path.suffix.lower() in _JPEG_SUFFIXES else 0))
+        kind = "signed or 32-bit integer" if image.mode == "I" else "32-bit float"
+        raise InputError(path, f"has {kind} pixels of unknown range; save it with 8 or 16 bits")
+    return np.array(flatten(image, _WHITE))
 
 
 def _refuse_misread_tiff(image: Image.Image, path: Path) -> None:
@@ -362,7 +358,7 @@ def _refuse_misread_tiff(image: Image.Image, path: Path) -> None:
         raise InputError(path, "a 16-bit TIFF in separate planes or with white as zero; save it as PNG")
 
 
-def _flattened(image: Image.Image, background: tuple[int, int, int, int]) -> Image.Image:
+def flatten(image: Image.Image, background: tuple[int, int, int, int]) -> Image.Image:
     """Return an image as RGB, with `background` behind its transparent parts."""
     if not image.has_transparency_data:
         return image.convert("RGB")

@@ -3,29 +3,68 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
+from medad.base.text import list_names
 from zsad.config.run import ImagesSettings
-from zsad.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
-from zsad.data.listing import FoundImage, files_in, folders_in, images_below
+from zsad.data.images import IMAGE_SUFFIXES
+from zsad.data.listing import UNLABELLED, FoundImage, LeftOut, files_in, folders_in, images_below
+from zsad.data.mask_finder import find_masks
+from zsad.data.masks import MASK_FOLDERS
+from zsad.data.photographs import NORMAL_FOLDERS, label_images, only_jpeg, photographs
 
-NORMAL_FOLDERS = frozenset({"good", "normal", "ok"})
-"""Names of folders with normal images, in upper or lower case. Any other label means anomalous."""
-_MASK_FOLDERS = ("ground_truth", "masks")
+UNKNOWN_FOLDERS = frozenset({"unknown", "unlabelled", "unlabeled", "unsorted"})
+"""Names of folders whose images have no label, in lower case."""
+_PROBABLY_NORMAL = re.compile(
+    r"pass(ed)?|accept(ed)?|i\.?o\.?|fine|clean|healthy|intact|perfect|undamaged|negative"
+    r"|(no|non|not|without)[_ -]?(defect|defects|defective|anomaly|anomalies|anomalous|fault)|defect[_ -]?free",
+    re.IGNORECASE,
+)
+_PROBABLY_ANOMALOUS = re.compile(
+    r"fail(ed)?|reject(ed)?|n\.?i\.?o\.?|ng|n?ok|ko|not[_ -]?(ok|good)|bad|defect(s|ive)?|damaged|broken|faulty|scrap"
+    r"|anomaly|anomalies|anomalous|abnormal|positive",
+    re.IGNORECASE,
+)
 _VISA_SPLITS = "split_csv"
 VISA_DEFAULT_SPLIT = ImagesSettings.model_fields["visa_split"].default
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+_TESTS = ("test", "test_public")
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How folders are read: which names mean normal, and where skipped files are recorded."""
+
+    normal: frozenset[str] = NORMAL_FOLDERS
+    """Names of folders with normal images, in lower case."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    category: str = ""
+    """Name of the category, for the record."""
+
+    @classmethod
+    def of(cls, data: ImagesSettings, left_out: LeftOut) -> Labelling:
+        """Return the labelling of the settings."""
+        return cls(NORMAL_FOLDERS | {name.lower() for name in data.normal}, left_out)
+
+    def is_normal(self, label: Path) -> bool:
+        """Return whether a label's folder contains normal images."""
+        return label.name.lower() in self.normal
 
 
 def is_category(folder: Path, layout: str) -> bool:
     """Return whether a folder has the layout of one category of `mvtec` or `visa`."""
-    return (folder / {"mvtec": "test", "visa": "Data/Images"}[layout]).is_dir()
+    return tests_of(folder) is not None if layout == "mvtec" else (folder / "Data/Images").is_dir()
+
+
+def tests_of(folder: Path) -> Path | None:
+    """Return the folder of a category's test images: `test`, or `test_public` of MVTec AD 2. None: neither exists."""
+    return next((folder / name for name in _TESTS if (folder / name).is_dir()), None)
 
 
 def category_folders(root: Path, layout: str) -> dict[str, Path]:
@@ -33,58 +72,130 @@ def category_folders(root: Path, layout: str) -> dict[str, Path]:
     return {folder.name: folder for folder in folders_in(root) if is_category(folder, layout)}
 
 
-def is_normal(label: Path) -> bool:
-    """Return whether a label's folder contains normal images."""
-    return label.name.lower() in NORMAL_FOLDERS
+def labelled_categories(root: Path, labelling: Labelling) -> dict[str, Path]:
+    """Return the categories of a root in which each folder with images has its own label folders (Real-IAD).
+
+    Empty if the root itself has label folders, or a folder with images has none.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders_in(root):
+        if labelling.is_normal(folder) or folder.name.lower() in MASK_FOLDERS:
+            return {}
+        if any(labelling.is_normal(below) and images_below(below) for below in folders_in(folder)):
+            found[folder.name] = folder
+        elif images_below(folder):
+            return {}
+    return {} if files_in(root, IMAGE_SUFFIXES) else found
 
 
-def labelled_images(test: Path, masks: Path | None) -> Iterator[FoundImage]:
-    """List images in folders named by label. Their masks are in folders of the same names or all in one folder."""
-    labels = [folder for folder in folders_in(test) if folder != masks and folder.name not in _MASK_FOLDERS]
-    for file in files_in(test, IMAGE_SUFFIXES):
+def look_like_labels(names: Iterable[str]) -> bool:
+    """Return whether one of several folder names looks like a label, such as PASS or FAIL."""
+    return any(_PROBABLY_NORMAL.fullmatch(name) or _PROBABLY_ANOMALOUS.fullmatch(name) for name in names)
+
+
+def listing_notes(left_out: LeftOut) -> tuple[str, ...]:
+    """Return a record as notes for the report: what was left out, and which labels are not understood."""
+    notes = [left_out.sentence] * bool(left_out.sentence)
+    for found, effect in (
+        (left_out.labels, "so all labelled images count as anomalous"),
+        (left_out.guessed, "so these images have no labels"),
+    ):
+        by_names: dict[tuple[str, ...], list[str]] = {}
+        for category, names in found.items():
+            by_names.setdefault(names, []).append(category)
+        for names, categories in by_names.items():
+            shown = f" ({list_names(names, 6)})" if names else ""
+            notes.append(
+                f"{list_names(categories)}: no folder is called good, normal or ok{shown}, {effect}. If one holds"
+                f" normal images, name it: data.normal=[{_probably_normal(names)}]"
+            )
+    return tuple(notes)
+
+
+def _probably_normal(names: Sequence[str]) -> str:
+    """Return the name that most probably means normal, or a placeholder."""
+    likely = [name for name in names if _PROBABLY_NORMAL.fullmatch(name)]
+    others = [name for name in names if not _PROBABLY_ANOMALOUS.fullmatch(name)]
+    return likely[0] if likely else others[0] if len(others) == 1 < len(names) else "NAME"
+
+
+def mvtec_images(folder: Path, labelling: Labelling) -> Iterator[FoundImage]:
+    """List the test images of a category of MVTec AD, AD 2, LOCO or 3D. Further test folders are recorded."""
+    test = tests_of(folder)
+    assert test is not None, "the folder is a category"
+    for other in folders_in(folder):
+        if other != test and other.name.lower().startswith("test"):
+            labelling.left_out.add_folder(other, len(images_below(other)))
+    masks = [each for top in (folder, test) for each in folders_in(top) if each.name.lower() in MASK_FOLDERS]
+    yield from labelled_images(test, next(iter(masks), None), labelling)
+
+
+def labelled_images(test: Path, masks: Path | None, labelling: Labelling) -> Iterator[FoundImage]:
+    """List images in folders named by label. Their masks are in folders of the same names or all in one folder.
+
+    Images without any label folder have no label. Labels without a normal one are recorded.
+    """
+    left_out = labelling.left_out
+    labels = [
+        folder for folder in folders_in(test) if folder != masks and folder.name.lower() not in MASK_FOLDERS
+    ]  # fmt: skip
+    normal = [path for label in labels if labelling.is_normal(label) for path in images_below(label)]
+    pairs = only_jpeg(normal)
+    found = {label: label_images(label, left_out, beside=masks is None, pairs=pairs) for label in labels}
+    strays = files_in(test, IMAGE_SUFFIXES, left_out)
+    if not any(found.values()):
+        yield from (FoundImage(file.name, file, "", None) for file in strays)
+        return
+    for file in strays:
         yield FoundImage(file.name, file, "", None, rule="is outside the label folders, so it has no label")
     anomalous: list[FoundImage] = []
-    for label in labels:
-        normal = is_normal(label)
-        images = [
-            FoundImage(f"{label.name}/{below.as_posix()}", label / below, label.name, anomalous=not normal)
-            for below in images_below(label)
-        ]
-        if normal or masks is None:
-            yield from images
+    for label, images in found.items():
+        if label.name.lower() in UNKNOWN_FOLDERS:
+            for image in images:
+                left_out.add(UNLABELLED, label.name, image.path)
+                yield replace(image, mask=None)
+        elif labelling.is_normal(label):
+            yield from (replace(image, anomalous=False, mask=None) for image in images)
         else:
-            anomalous += images
-    if masks is not None:
-        yield from _find_masks(anomalous, test, masks)
+            anomalous += (replace(image, anomalous=True) for image in images)
+    if anomalous and not any(labelling.is_normal(label) and images for label, images in found.items()):
+        left_out.labels[labelling.category] = tuple(label.name for label, images in found.items() if images)
+    yield from find_masks(anomalous, test, masks)
 
 
-def plain_images(root: Path, masks_name: str | None) -> Iterator[FoundImage]:
+def plain_images(root: Path, masks_name: str | None, labelling: Labelling) -> Iterator[FoundImage]:
     """List the images of a plain folder, with labels if its sub-folders are labels.
 
     Sub-folders are labels if one of them has a normal name. They also are if masks exist and no image is outside the
     sub-folders. Raises InputError if the named folder of masks is missing or cannot be used.
     """
-    names = _MASK_FOLDERS if masks_name is None else (masks_name,)
-    masks = next((root / name for name in names if (root / name).is_dir()), None)
-    if masks_name is not None and masks is None:
-        raise InputError(root / masks_name, "no such folder of masks")
-    reserved = {masks, *(root / name for name in _MASK_FOLDERS)}
-    labels = [folder for folder in folders_in(root) if folder not in reserved and images_below(folder)]
+    folders = folders_in(root)
+    masks = next((folder for folder in folders if folder.name.lower() in MASK_FOLDERS), None)
+    if masks_name is not None:
+        masks = root / masks_name
+        if not masks.is_dir():
+            raise InputError(masks, "no such folder of masks")
+    labels = [
+        folder
+        for folder in folders
+        if folder != masks and folder.name.lower() not in MASK_FOLDERS and images_below(folder)
+    ]
     with_masks = bool(labels) and masks is not None and not files_in(root, IMAGE_SUFFIXES)
-    if with_masks or any(is_normal(folder) for folder in labels):
-        yield from labelled_images(root, masks)
+    if with_masks or any(labelling.is_normal(folder) for folder in labels):
+        yield from labelled_images(root, masks, labelling)
     elif masks_name is not None:
         raise InputError(root, "masks can only be used with label folders, such as good/ and broken/")
     else:
-        for relative in images_below(root):
-            if reserved.isdisjoint((root / relative).parents):
-                yield FoundImage(relative.as_posix(), root / relative, "", None)
+        names = tuple(folder.name for folder in labels)
+        if len(names) > 1 and look_like_labels(names):
+            labelling.left_out.guessed[labelling.category] = names
+        yield from photographs(root, labelling.left_out)
 
 
-def visa_images(folder: Path) -> Iterator[FoundImage]:
+def visa_images(folder: Path, labelling: Labelling) -> Iterator[FoundImage]:
     """List all images of a VisA category without a split file, as test images."""
     images, masks = folder / "Data" / "Images", folder / "Data" / "Masks"
-    yield from labelled_images(images, masks if masks.is_dir() else None)
+    yield from labelled_images(images, masks if masks.is_dir() else None, labelling)
 
 
 def visa_split_images(split: Path, folder: Path, *, part: Literal["train", "test"]) -> Iterator[FoundImage]:
@@ -141,25 +252,3 @@ def _listed_path(name: str, category: str, top: Path, folder: Path) -> Path:
     """Return the path of a file that a split file lists. The category's folder may have been renamed."""
     first, _, rest = name.partition("/")
     return folder / rest if first == category else top / name
-
-
-def _find_masks(images: list[FoundImage], test: Path, masks: Path) -> Iterator[FoundImage]:
-    """Find the mask STEM_mask.* or STEM.* of each image.
-
-    It is in the folder of masks with the label's name or, without such a folder, directly in the folder of masks.
-    """
-    listings: dict[Path, dict[str, Path]] = {}
-    stems = Counter(image.path.stem for image in images)
-    for image in images:
-        stem, shared = image.path.stem, not (masks / image.defect).is_dir()
-        folder = masks if shared else (masks / image.path.relative_to(test)).parent
-        if folder not in listings:
-            files = files_in(folder, MASK_SUFFIXES) if folder.is_dir() else []
-            listings[folder] = {file.stem: file for file in files}
-        mask = listings[folder].get(f"{stem}_mask", listings[folder].get(stem))
-        if mask is None:
-            yield replace(image, rule=f"anomalous, but without a mask: no {stem}[_mask].png in {folder.name}/")
-        elif shared and stems[stem] > 1:
-            yield replace(image, rule=f"ambiguous mask: {mask.name} could be another image's of the same name")
-        else:
-            yield replace(image, mask=mask)

@@ -11,10 +11,11 @@ from pathlib import Path
 from medad.base.errors import InputError
 from medad.base.storage import reading
 from zsad.config.layouts import NEXT_TO_IMAGE, LabelList, Layout
-from zsad.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES, decode, to_mask
+from zsad.data.images import IMAGE_SUFFIXES, JPEG_SUFFIXES, MASK_SUFFIXES
 from zsad.data.listing import FoundImage, files_in, folders_in, is_visible
+from zsad.data.masks import load_mask
 
-PUBLIC_MASK_SUFFIXES = (".jpg", ".jpeg", *MASK_SUFFIXES)
+PUBLIC_MASK_SUFFIXES = (*JPEG_SUFFIXES, *(suffix for suffix in MASK_SUFFIXES if suffix not in JPEG_SUFFIXES))
 """Suffixes of masks; some publishers ship JPEG. If a mask exists twice, the later suffix is used."""
 
 
@@ -89,7 +90,7 @@ def _from_mixed_folder(layout: Layout, folder: Path, path: Path, mask: Path | No
         rule = f"without a label: no {path.stem}{layout.mask_suffix}.* next to it"
     else:
         try:
-            anomalous = bool(decode(mask, to_mask).any())
+            anomalous = bool(load_mask(mask).any())
         except InputError as error:
             rule = f"without a label: {mask.name} {error.rule}"
     labelled = _labelled(layout, folder, path, mask, anomalous=anomalous)

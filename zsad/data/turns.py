@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import UInt8
 from scipy import ndimage
-
-from zsad.data.images import read_image, write_png
 
 
 def turn_image(image: UInt8[np.ndarray, "H W 3"], degrees: float) -> UInt8[np.ndarray, "H W 3"]:
@@ -28,22 +24,3 @@ def turn_image(image: UInt8[np.ndarray, "H W 3"], degrees: float) -> UInt8[np.nd
         for channel in range(3)
     ]
     return np.stack(channels, axis=-1).round().clip(0, 255).astype(np.uint8)
-
-
-def write_turned_copies(path: Path, turns: int, folder: Path) -> tuple[Path, ...]:
-    """Return the image and `turns` - 1 turned copies, written to `folder` as PNG. The steps are 360 / `turns` degrees.
-
-    Raises
-    ------
-    InputError
-        The image cannot be used.
-    """
-    if turns == 1:
-        return (path,)
-    image = read_image(path)
-    copies = [path]
-    for step in range(1, turns):
-        copy = folder / f"{step}.png"
-        write_png(copy, turn_image(image, step * 360 / turns))
-        copies.append(copy)
-    return tuple(copies)

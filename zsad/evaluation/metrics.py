@@ -88,14 +88,14 @@ class PixelCurves:
 def image_metrics(scores: Float64[np.ndarray, " n"], anomalous: Bool[np.ndarray, " n"]) -> ImageMetrics:
     """Return the metrics of image scores (higher: more anomalous).
 
-    AUROC is None if a class is missing. AP and F1max are None without anomalous images. Raise ValueError for a score
-    that is NaN or infinite.
+    AUROC, AP and F1max are None if normal or anomalous images are missing. Without normal images, AP and F1max would
+    be 1 for any scores. Raise ValueError for a score that is NaN or infinite.
     """
     counts = curves.count(scores, anomalous)
-    best = curves.f1_max(counts)
+    best = curves.f1_max(counts) if counts.negatives else None
     return ImageMetrics(
         auroc=curves.auroc(counts),
-        ap=curves.average_precision(counts),
+        ap=curves.average_precision(counts) if counts.negatives else None,
         f1max=best[0] if best else None,
         f1max_threshold=best[1] if best else None,
         n_normal=counts.negatives,
@@ -170,12 +170,12 @@ def definitions(max_fpr: float) -> dict[str, str]:
         ),
         "ap": (
             "Average precision: the precision at each distinct score, weighted by the rise in recall (as in "
-            "scikit-learn). Higher is better. Undefined without anomalous images (pixels)."
+            "scikit-learn). Higher is better. Undefined without anomalous images (pixels), and without normal images."
         ),
         "f1max": (
             "Largest F1, the harmonic mean of precision and recall, over all thresholds (Jeong et al. 2023, WinCLIP). "
             "Higher is better. The labels select the threshold, so a real system rarely reaches this value. Undefined "
-            "without anomalous images (pixels)."
+            "without anomalous images (pixels), and without normal images."
         ),
         "aupro": (
             f"Area under per-region overlap against the false positive rate, up to a rate of {max_fpr:g} and divided "

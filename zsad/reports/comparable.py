@@ -16,10 +16,11 @@ from zsad.config.run import (
     PromptSettings,
     ScoreSettings,
     Variant,
-    ZsadSettings,
 )
+from zsad.config.settings import ZsadSettings
 from zsad.config.system_base import SystemSettings
 from zsad.reports.published import CATEGORIES, METHOD_MODEL, METHOD_SEEDS, METHOD_TAG, TEST_IMAGES, TITLES, Benchmark
+from zsad.scorers.dual.settings import DualImage
 
 METHOD_BLOCKS, METHOD_SIZE_PX = 12, 240
 """Number of blocks and input size of `METHOD_MODEL`. None and `all` mean these values."""
@@ -74,8 +75,19 @@ def reasons_not_comparable(settings: ZsadSettings, benchmark: Benchmark, scored:
         Benchmark of the published figures.
     scored
         Number of scored images by category.
+
+    Raises
+    ------
+    ValueError
+        The run has several systems, or another one than the dual-image scorer.
     """
-    return [*_encoder_differences(settings), *_settings_differences(settings), *reasons_other_images(benchmark, scored)]
+    if not isinstance(settings.method, DualImage):
+        raise ValueError(f"{settings.method.title} is not the dual-image scorer")
+    return [
+        *_encoder_differences(settings),
+        *_settings_differences(settings, settings.method),
+        *reasons_other_images(benchmark, scored),
+    ]
 
 
 def _encoder_differences(settings: ZsadSettings) -> Iterator[str]:
@@ -88,23 +100,27 @@ def _encoder_differences(settings: ZsadSettings) -> Iterator[str]:
         yield f"the paper uses the weights {METHOD_TAG}, this run uses {encoder.tag}"
 
 
-def _settings_differences(settings: ZsadSettings) -> Iterator[str]:
+def _settings_differences(settings: ZsadSettings, system: DualImage) -> Iterator[str]:
     """Yield the settings that differ from the paper's, if the variants depend on them. Defaults are the paper's."""
-    variants: set[Variant] = set(settings.score.variants)
+    variants: set[Variant] = set(system.variant_names)
     adapted = bool(variants & WITH_ADAPTATION)
     published = EncoderSettings(model=METHOD_MODEL, tag=METHOD_TAG)
     found = [
         *_differing_values("encoder", settings.encoder, published, _ENCODER_SETTINGS),
         *_differing_values("prompts", settings.prompts, PromptSettings(), PromptSettings.model_fields),
         *_differing_values(
-            "score", settings.score, ScoreSettings(), [key for key, of in _VARIANTS_USING.items() if variants & of]
+            "method", system.score, ScoreSettings(), [key for key, of in _VARIANTS_USING.items() if variants & of]
         ),
-        *(_differing_values("adapt", settings.adapt, AdaptSettings(), AdaptSettings.model_fields) if adapted else ()),
+        *(
+            _differing_values("method.adapt", system.adapt, AdaptSettings(), AdaptSettings.model_fields)
+            if adapted
+            else ()
+        ),
         *_differing_values("evaluation", settings.evaluation, EvaluationSettings(), _EVALUATION_SETTINGS),
     ]
     if found:
         yield f"settings of this run differ from the paper's: {', '.join(found)}"
-    if adapted and settings.adapt.textures is None:
+    if adapted and system.adapt.textures is None:
         yield "the paper uses photographed textures (DTD) for the adaptation, this run uses generated textures"
     if len(settings.seeds) != METHOD_SEEDS:
         yield f"the published figures are means over {METHOD_SEEDS} seeds, this run has {len(settings.seeds)}"
@@ -138,7 +154,7 @@ def system_deviations(system: SystemSettings, benchmark: Benchmark) -> list[str]
     kind = type(system)
     name = str(system.model_dump(include={"system"})["system"])
     published = kind.model_validate(_BY_SET.get((name, benchmark), {}))
-    keys = [key for key in kind.model_fields if key not in _OWN_SETTINGS | {"shots", "adaptation"}]
+    keys = [key for key in kind.model_fields if key not in _OWN_SETTINGS | {"shots", "adaptation", "variants"}]
     return [*_differing_values(system.display_name, system, published, keys, {})]
 
 

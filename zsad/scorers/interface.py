@@ -1,8 +1,9 @@
-"""Input and output of every system: its function `score(category_features, settings)` yields one `Scored` per image."""
+"""Input and output of every system: its function `score(category_features, settings)` yields one result per image."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,8 @@ class CategoryFeatures:
         Device to compute on.
     batch_size
         Largest number of images per batch.
+    report
+        Function that a system calls with the number of finished images, if it yields all of them at the end.
     """
 
     store: FeatureStore
@@ -58,6 +61,7 @@ class CategoryFeatures:
     seed: int
     device: torch.device
     batch_size: int
+    report: Callable[[int], None] = lambda done: None
 
     @property
     def text_on_device(self) -> Float32[Tensor, "2 D"]:
@@ -74,6 +78,10 @@ class CategoryFeatures:
             rule = f"features of {self.store.dim} numbers do not fit text features of shape {tuple(self.text.shape)}"
             raise InputError(self.store.folder, rule)
         return self.text.to(self.device)
+
+
+NO_OTHER_NORMAL = "there is no other normal image to compare it with"
+"""Reason why the only normal image has no score."""
 
 
 def mean_of_top(values: Float[Tensor, "*places"], share: float) -> float:
@@ -96,8 +104,16 @@ class Scored:
         Score of the image.
     map
         Scores of the patches, or pixels, of each crop. The side g is the same for all images.
+    problem
+        Reason in a few words why the image has no score, for example because its file is gone. None: it has one.
     """
 
     number: int
     score: float
     map: Float32[Tensor, "C g g"]
+    problem: str | None = None
+
+    @classmethod
+    def without_score(cls, number: int, problem: str) -> Scored:
+        """Return the result of an image that could not be scored. The others are scored."""
+        return cls(number, 0.0, torch.zeros(0, 1, 1), problem)

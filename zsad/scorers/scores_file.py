@@ -17,12 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, read_record, reading
-from zsad.clip.feature_store import FeatureStore, data_offset
+from zsad.clip.feature_store import FeatureStore, ImageProblem, data_offset
+from zsad.config.system_base import ONLY_VARIANT
 from zsad.scorers.interface import Scored
 
 MAPS_FILE, INDEX_FILE = "maps.npy", "system_scores.json"
-ONLY_VARIANT = "system"
-"""Name of the only variant of such scores."""
 
 
 class _Stored(BaseModel):
@@ -37,6 +36,8 @@ class SystemScore(_Stored):
     rows: int
     score: float
     """Higher is more anomalous."""
+    references: tuple[str, ...] = ()
+    """sha256 of the images with which this one was compared."""
 
 
 class SystemIndex(_Stored):
@@ -48,18 +49,35 @@ class SystemIndex(_Stored):
     system: dict[str, Any]
     """Settings of the system."""
     seed: int
+    rows: int
+    """Number of maps in `maps.npy`."""
     side: int
     """Side g of the maps."""
     images: tuple[SystemScore, ...]
+    problems: tuple[ImageProblem, ...] = ()
+    """Images that could not be scored."""
 
 
 def write_system_scores(
-    out: Path, store: FeatureStore, scored: Iterable[Scored], *, system: dict[str, Any], seed: int
+    out: Path,
+    store: FeatureStore,
+    scored: Iterable[Scored],
+    *,
+    system: dict[str, Any],
+    seed: int,
+    references: Sequence[Sequence[str]] = (),
 ) -> None:
     """Write a system's results into `out`. Results may come in any order. `out` is created if it does not exist.
 
+    Parameters
+    ----------
+    references
+        For each image of `store` the sha256 of the images with which it was compared. Empty: unknown.
+
     Raises
     ------
+    InputError
+        No image could be scored.
     ValueError
         The system has a bug: an image is missing or appears twice, or a map or score has a wrong shape or is not
         finite.
@@ -68,11 +86,15 @@ def write_system_scores(
     """
     rows = sum(image.rows for image in store.images)
     scores: dict[int, float] = {}
+    problems: dict[int, str] = {}
     side = 0
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out / MAPS_FILE) as path, path.open("wb") as file:
         start = 0
         for one in scored:
+            if one.problem is not None:
+                problems[one.number] = one.problem
+                continue
             maps = np.ascontiguousarray(one.map.detach().cpu().numpy(), dtype="<f4")
             if not scores:
                 side = maps.shape[-1]
@@ -86,15 +108,28 @@ def write_system_scores(
             scores[one.number] = float(one.score)
             file.seek(start + 4 * side * side * image_rows.start)
             file.write(maps.data)
-    if sorted(scores) != list(range(len(store))):
+    if sorted([*scores, *problems]) != list(range(len(store))):
         raise ValueError(f"{len(scores)} of {len(store)} images were scored")
+    if not scores:
+        raise InputError(store.folder, f"no image could be scored: {next(iter(problems.values()), 'there is none')}")
     index = SystemIndex(
         system=system,
         seed=seed,
+        rows=rows,
         side=side,
         images=tuple(
-            SystemScore(sha256=image.sha256, first_row=image.first_row, rows=image.rows, score=scores[number])
+            SystemScore(
+                sha256=image.sha256,
+                first_row=image.first_row,
+                rows=image.rows,
+                score=scores[number],
+                references=tuple(references[number]) if references else (),
+            )
             for number, image in enumerate(store.images)
+            if number in scores
+        ),
+        problems=tuple(
+            ImageProblem(sha256=store.digests[number], rule=rule) for number, rule in sorted(problems.items())
         ),
     )
     with atomic_path(out / INDEX_FILE) as path:
@@ -108,8 +143,7 @@ class SystemScores:
         path = folder / INDEX_FILE
         self.index = read_record(SystemIndex, path, "an index of a system's scores")
         self._path = folder / MAPS_FILE
-        side, rows = self.index.side, sum(image.rows for image in self.index.images)
-        self._start = data_offset(self._path, (rows, side, side))
+        self._start = data_offset(self._path, (self.index.rows, self.index.side, self.index.side))
 
     @property
     def seed(self) -> int:
@@ -125,6 +159,15 @@ class SystemScores:
     def digests(self) -> Sequence[str]:
         """Return the sha256 of each image, by number."""
         return [image.sha256 for image in self.index.images]
+
+    @property
+    def problems(self) -> tuple[ImageProblem, ...]:
+        """Return the images that could not be scored."""
+        return self.index.problems
+
+    def references(self, i: int) -> tuple[str, ...]:
+        """Return the sha256 of the images with which image `i` was compared."""
+        return self.index.images[i].references
 
     def image_score(self, variant: str = ONLY_VARIANT) -> Float64[ndarray, " n"]:
         """Return the score of each image; higher is more anomalous."""

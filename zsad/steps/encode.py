@@ -30,6 +30,7 @@ from zsad.clip.feature_store import (
     INDEX,
     TEXT,
     FeatureIndex,
+    ImageNote,
     ImageProblem,
     ImageRows,
     output_file,
@@ -38,6 +39,8 @@ from zsad.clip.prompts import category_words, domain_words, ensemble
 from zsad.config.encoder_outputs import PATCHES, EncoderOutput, parse_outputs
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.data.images import Crops, crop_image, plan_crops, read_image
+from zsad.data.pixel_notes import pixel_notes
+from zsad.data.turns import turn_image
 
 TEXT_SCHEMA = "adflows zsad text 1"
 _AHEAD = 4  # images read while earlier ones are encoded; more would need more memory
@@ -85,6 +88,7 @@ def encode_images(
     on_progress: Callable[[int, int], None] | None = None,
     outputs: Sequence[str] = (PATCHES,),
     largest_batch: int | None = None,
+    turns: int = 1,
 ) -> None:
     """Encode images into the folder `out`, in the given order.
 
@@ -111,6 +115,9 @@ def encode_images(
         is the V-V patches, which the dual-image scorer reads.
     largest_batch
         Largest number of crops per batch, if memory is too small for `settings.batch_size`.
+    turns
+        Number of copies of each image, turned by equal steps of a full circle. Their crops are further rows of the
+        image, after its own. 1: the image alone.
 
     Raises
     ------
@@ -125,6 +132,7 @@ def encode_images(
     out.mkdir(parents=True, exist_ok=True)
     images: list[ImageRows] = []
     problems: list[ImageProblem] = []
+    notes: list[ImageNote] = []
     with ExitStack() as stack:
 
         def open_rows(name: str, shape: tuple[int, ...]) -> _RowFile:
@@ -136,11 +144,14 @@ def encode_images(
         batches = _CropBatches(
             model, min(settings.batch_size, largest_batch or settings.batch_size), wanted, tokens, output_files
         )
-        for number, (digest, read) in enumerate(zip(digests, _read_ahead(paths, settings, model.size_px), strict=True)):
+        for number, (digest, read) in enumerate(
+            zip(digests, _read_ahead(paths, settings, model.size_px, turns), strict=True)
+        ):
             if isinstance(read, InputError):
                 problems.append(ImageProblem(sha256=digest, rule=read.rule))
             else:
                 images.append(read.index_entry(digest, batches.rows))
+                notes += [ImageNote(sha256=digest, text=text) for text in read.notes]
                 batches.add(read.pixels)
             if on_progress is not None:
                 on_progress(number + 1, len(paths))
@@ -153,9 +164,10 @@ def encode_images(
         random_weights=model.random_weights,
         identity=dict(model.identity),
         interpolation=settings.interpolation,
-        notes=model.notes,
+        model_notes=model.notes,
         images=tuple(images),
         problems=tuple(problems),
+        notes=tuple(notes),
         outputs=shapes,
     )
     with atomic_path(out / INDEX) as path:
@@ -170,6 +182,7 @@ class _ReadImage:
     width: int
     crops: Crops
     pixels: Float32[Tensor, "C 3 S S"]
+    notes: tuple[str, ...] = ()
 
     def index_entry(self, sha256: str, first_row: int) -> ImageRows:
         return ImageRows(
@@ -179,28 +192,32 @@ class _ReadImage:
             canvas=self.crops.canvas_hw,
             offsets=self.crops.offsets,
             first_row=first_row,
-            rows=len(self.crops.offsets),
+            rows=len(self.pixels),
         )
 
 
-def _read_one(path: Path, settings: EncoderSettings, size_px: int) -> _ReadImage | InputError:
+def _read_one(path: Path, settings: EncoderSettings, size_px: int, turns: int) -> _ReadImage | InputError:
     try:
         image = read_image(path, min_side_px=settings.min_side_px)
         height, width = image.shape[:2]
         crops = plan_crops(
             height, width, size_px, settings.max_crops, path, fit=settings.fit, interpolation=settings.interpolation
         )
-        return _ReadImage(height, width, crops, crop_image(image, crops))
+        turned = [image, *(turn_image(image, step * 360 / turns) for step in range(1, turns))]
+        pixels = torch.cat([crop_image(one, crops) for one in turned])
+        return _ReadImage(height, width, crops, pixels, pixel_notes(path, image))
     except InputError as error:
         return error
 
 
-def _read_ahead(paths: Sequence[Path], settings: EncoderSettings, size_px: int) -> Iterator[_ReadImage | InputError]:
+def _read_ahead(
+    paths: Sequence[Path], settings: EncoderSettings, size_px: int, turns: int
+) -> Iterator[_ReadImage | InputError]:
     """Yield images in order; a few are read ahead."""
     pending: deque[Future[_ReadImage | InputError]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
         for path in paths:
-            pending.append(reader.submit(_read_one, path, settings, size_px))
+            pending.append(reader.submit(_read_one, path, settings, size_px, turns))
             if len(pending) > _AHEAD:
                 yield pending.popleft().result()
         while pending:

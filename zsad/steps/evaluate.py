@@ -16,16 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, reading
-from zsad.clip.feature_store import FeatureStore, ImageProblem
+from zsad.clip.feature_store import FeatureStore, ImageNote, ImageProblem
 from zsad.config.run import EvaluationSettings
-from zsad.data.images import Crops, mask_to_canvas, merge_maps, read_mask, scaled_hw
+from zsad.data.images import Crops, mask_to_canvas, merge_maps, scaled_hw
 from zsad.data.labelled import LabelledImage
+from zsad.data.masks import check_mask, mask_note, read_mask
 from zsad.evaluation import curves
 from zsad.evaluation.curves import Counts, Points
 from zsad.evaluation.metrics import ImageMetrics, Maps, PixelMetrics, image_metrics, pixel_curves
-from zsad.scorers.dual.scores_file import Scores
-from zsad.scorers.scores_file import INDEX_FILE as SYSTEM_INDEX
-from zsad.scorers.scores_file import SystemScores
+from zsad.scorers.stored_scores import open_scores
+from zsad.steps.threshold import THRESHOLD_FILE, SavedThreshold
 
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "curves.json"
@@ -51,15 +51,16 @@ class Threshold(_Record):
     """Threshold found without labels. Images with score >= value are flagged."""
 
     value: float
-    source: Literal["quantile", "given"]
+    source: Literal["quantile", "given", "normal"]
     quantile: float | None
-    """Quantile of all image scores of the category; labels are not used. None: the settings give the threshold."""
+    """Quantile of all image scores of the category; labels are not used. None: the settings give the threshold, or it
+    was found from normal images."""
     flagged: int
     found: int | None
     """Number of flagged images that are anomalous. None: some images have no label."""
     false_alarms: int | None
     f1: float | None
-    """F1 at this threshold. None: some images have no label, or none is anomalous."""
+    """F1 at this threshold. None: some images have no label, or none is anomalous, or none is normal."""
 
 
 class VariantEvaluation(_Record):
@@ -92,6 +93,8 @@ class CategoryEvaluation(_Record):
     variants: dict[str, VariantEvaluation]
     problems: tuple[ImageProblem, ...]
     """Images that are left out of the pixel metrics. Their labels still count."""
+    notes: tuple[ImageNote, ...] = ()
+    """Notes on masks that are used, such as one that may be inverted."""
 
     @classmethod
     def load(cls, folder: Path) -> CategoryEvaluation:
@@ -146,6 +149,7 @@ def evaluate_category(
     variants: Sequence[str],
     settings: EvaluationSettings,
     out: Path,
+    threshold: Path | None = None,
 ) -> None:
     """Evaluate one category's scores with one seed. Write `metrics.json` and `curves.json` into the existing `out`.
 
@@ -158,6 +162,9 @@ def evaluate_category(
     variants
         Names of variants in the scores; a system's only variant is `system`. All are evaluated. Curves are written for
         the last one.
+    threshold
+        Folder of `zsad.steps.threshold.save_threshold`, for the last variant. None: the threshold is that of the
+        settings.
 
     Raises
     ------
@@ -176,14 +183,10 @@ def evaluate_category(
         scores=scored,
         variants=variants,
         settings=settings,
+        threshold=None if threshold is None else _load(SavedThreshold, threshold / THRESHOLD_FILE).threshold,
     )
     _save(evaluated, out / METRICS_FILE)
     _save(category_curves, out / CURVES_FILE)
-
-
-def open_scores(folder: Path) -> Scores | SystemScores:
-    """Open the scores in a folder, of the dual-image scorer or of any other system. Raise InputError."""
-    return SystemScores(folder) if (folder / SYSTEM_INDEX).exists() else Scores(folder)
 
 
 def evaluate_scores(
@@ -195,6 +198,7 @@ def evaluate_scores(
     scores: PatchScores,
     variants: Sequence[str],
     settings: EvaluationSettings,
+    threshold: float | None = None,
 ) -> tuple[CategoryEvaluation, CategoryCurves]:
     """Evaluate scores in memory; see `evaluate_category`.
 
@@ -204,12 +208,14 @@ def evaluate_scores(
         Crops of each image, and its height and width, by digest.
     digests
         Digests of the images in the order of the scores.
+    threshold
+        Threshold of the last variant that was found from normal images. None: that of the settings.
     """
     numbers = {digest: number for number, digest in enumerate(digests)}
     scored_items = [item for item in items if item.sha256 in numbers and item.sha256 in crops]
     if not scored_items:
         raise InputError("images", "none of them has scores")
-    images, problems = _read_masks(scored_items, numbers, crops, settings)
+    images, problems, notes = _read_masks(scored_items, numbers, crops, settings)
     image_scores = {variant: scores.image_score(variant)[[image.number for image in images]] for variant in variants}
     labelled = np.array([item.anomalous is not None for item in scored_items])
     anomalous = np.array([bool(item.anomalous) for item in scored_items])
@@ -226,7 +232,12 @@ def evaluate_scores(
         evaluations[variant] = VariantEvaluation(
             image=image_metrics(variant_scores[labelled], anomalous[labelled]) if labelled.any() else None,
             pixel=pixel.metrics if pixel else None,
-            threshold=deployable_threshold(variant_scores, anomalous if labelled.all() else None, settings),
+            threshold=deployable_threshold(
+                variant_scores,
+                anomalous if labelled.all() else None,
+                settings,
+                threshold if variant == variants[-1] else None,
+            ),
         )
         category_curves = CategoryCurves(
             variant=variant,
@@ -249,33 +260,40 @@ def evaluate_scores(
         ),
         variants=evaluations,
         problems=tuple(problems),
+        notes=tuple(notes),
     )
     return evaluated, category_curves
 
 
 def deployable_threshold(
-    scores: Float64[np.ndarray, " n"], anomalous: Bool[np.ndarray, " n"] | None, settings: EvaluationSettings
+    scores: Float64[np.ndarray, " n"],
+    anomalous: Bool[np.ndarray, " n"] | None,
+    settings: EvaluationSettings,
+    from_normal: float | None = None,
 ) -> Threshold | None:
     """Return a threshold on image scores, found without labels, and the number of images that it flags.
 
     Labels are used only to measure how good the threshold is. Return None for fewer than 1 / (1 - quantile) images,
-    because none of them would be above the quantile.
+    because none of them would be above the quantile. A threshold in the settings is used first, then `from_normal`.
     """
+    source: Literal["quantile", "given", "normal"] = "given" if settings.threshold is not None else "normal"
     if settings.threshold is not None:
         value, quantile = settings.threshold, None
+    elif from_normal is not None:
+        value, quantile = from_normal, None
     else:
         quantile = settings.threshold_quantile
         if scores.size * (1 - quantile) < 1 - 1e-9:
             return None
-        value = float(np.quantile(scores, quantile))
+        value, source = float(np.quantile(scores, quantile)), "quantile"
     flagged = scores >= value
     found = int(np.count_nonzero(flagged & anomalous)) if anomalous is not None else None
     f1 = None
-    if anomalous is not None and found is not None and anomalous.any():
+    if anomalous is not None and found is not None and anomalous.any() and not anomalous.all():
         f1 = 2 * found / (int(np.count_nonzero(flagged)) + int(np.count_nonzero(anomalous)))
     return Threshold(
         value=value,
-        source="given" if quantile is None else "quantile",
+        source=source,
         quantile=quantile,
         flagged=int(np.count_nonzero(flagged)),
         found=found,
@@ -297,10 +315,11 @@ def _read_masks(
     numbers: Mapping[str, int],
     crops: Mapping[str, tuple[Crops, tuple[int, int]]],
     settings: EvaluationSettings,
-) -> tuple[list[_EvaluatedImage], list[ImageProblem]]:
+) -> tuple[list[_EvaluatedImage], list[ImageProblem], list[ImageNote]]:
     """Read each mask once and pack it into bits (1/8 byte per pixel), for use by all variants and passes."""
     images: list[_EvaluatedImage] = []
     problems: list[ImageProblem] = []
+    notes: list[ImageNote] = []
     for item in items:
         image_crops, image_hw = crops[item.sha256]
         shape = (
@@ -311,14 +330,15 @@ def _read_masks(
             packed = np.packbits(np.zeros(shape, dtype=bool))
         elif item.anomalous and item.mask is not None:
             try:
-                mask = read_mask(item.mask, image_hw)
-                if not mask.any():
-                    raise InputError(item.mask, "the image is labelled anomalous, but its mask is black")
+                mask = read_mask(item.mask, image_hw, item.path)
+                check_mask(mask, item.mask)
+                if note := mask_note(mask, item.mask, item.path):
+                    notes.append(ImageNote(sha256=item.sha256, text=note))
                 packed = np.packbits(mask_to_canvas(mask, shape))
             except InputError as error:
                 problems.append(ImageProblem(sha256=item.sha256, rule=error.rule))
         images.append(_EvaluatedImage(numbers[item.sha256], image_crops, packed, shape))
-    return images, problems
+    return images, problems, notes
 
 
 def _maps_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,12 @@ from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
 from medad.base.errors import CaseFailure, InputError
+from medad.base.text import list_names
 from zsad.config.run import EvaluationSettings
-from zsad.data.images import MASK_SUFFIXES, decode, mask_to_canvas, read_map, resize_map, scaled_hw, to_mask
-from zsad.data.label_folders import NORMAL_FOLDERS
-from zsad.data.listing import files_below
+from zsad.data.images import MASK_SUFFIXES, mask_to_canvas, read_map, resize_map, scaled_hw
+from zsad.data.listing import LeftOut, files_below
+from zsad.data.masks import INVERTED_ABOVE, load_mask
+from zsad.data.photographs import NORMAL_FOLDERS
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
 
 MAP_SUFFIXES = (".npy", ".tif", ".tiff")
@@ -28,6 +30,8 @@ class FolderEvaluation:
     pixel: PixelMetrics
     problems: list[CaseFailure]
     """Maps and masks that were left out; their ids are paths without suffix."""
+    notes: tuple[str, ...] = ()
+    """Sentences on masks that were used but may be inverted."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,15 @@ class _Pair:
     mask: UInt8[np.ndarray, " bytes"]
     """Mask as packed bits, at evaluation size."""
     score: float
-    anomalous: bool
+    anomalous_share: float
+    """Share of anomalous pixels. 0: the image is normal."""
 
 
 def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> FolderEvaluation:
     """Compute the metrics of all maps of a folder. Maps are read one at a time, three times each.
 
     Maps and masks are paired by their paths relative to the folders, without suffix. A mask's name may end in `_mask`.
+    Instead of a mask there may be a folder of this name, whose masks are joined (MVTec LOCO).
     An image is normal if its mask is black. It is also normal if it has no mask and its map is in a folder named good,
     normal or ok. Any other map without a mask is a problem, and so is a mask without a map: a typo in a name must not
     turn a defect into a normal image. The score of an image is the maximum of its map.
@@ -56,22 +62,23 @@ def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> F
     InputError
         A folder is missing, or no map can be used.
     """
-    map_files = _files_by_stem(maps, MAP_SUFFIXES)
-    mask_files = {stem.removesuffix("_mask"): path for stem, path in _files_by_stem(masks, MASK_SUFFIXES).items()}
+    left_out = LeftOut()
+    map_files = _files_by_stem(maps, MAP_SUFFIXES, left_out)
+    mask_files, problems = _masks_by_stem(masks, map_files)
+    known = {problem.case_id for problem in problems}
     pairs: list[_Pair] = []
-    problems: list[CaseFailure] = []
     for stem, path in map_files.items():
         try:
-            pairs.append(_read_pair(path, Path(stem), mask_files.get(stem), settings))
+            if stem not in known:
+                pairs.append(_read_pair(path, Path(stem), mask_files.get(stem), settings))
         except InputError as error:
-            problems.append(CaseFailure(stem, "find", error.rule, str(error.path)))
+            problems.append(CaseFailure(stem, "find", error.rule, str(error.path), "the maps"))
+    unused = sorted(set(mask_files) - set(map_files))
     problems += [
-        CaseFailure(stem, "find", "no map of this name", str(mask_files[stem]))
-        for stem in sorted(set(mask_files) - set(map_files))
+        CaseFailure(stem, "find", "no map of this name", str(mask_files[stem]), "the masks") for stem in unused
     ]
     if not pairs:
-        why = f"; the first of {len(problems)} problems: {problems[0].rule}" if problems else ""
-        raise InputError(maps, f"no map to evaluate ({', '.join(MAP_SUFFIXES)}){why}")
+        raise InputError(maps, _why_no_pair(map_files, mask_files, unused, problems, left_out))
 
     def source() -> Iterator[tuple[Float[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]]:
         for pair in pairs:
@@ -80,18 +87,66 @@ def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> F
 
     return FolderEvaluation(
         image=image_metrics(
-            np.array([pair.score for pair in pairs]), np.array([pair.anomalous for pair in pairs], dtype=bool)
+            np.array([pair.score for pair in pairs]), np.array([pair.anomalous_share > 0 for pair in pairs], dtype=bool)
         ),
         pixel=pixel_metrics(source, max_fpr=settings.max_fpr, pro_200=settings.pro_200),
         problems=problems,
+        notes=_notes(pairs),
     )
 
 
-def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _notes(pairs: Sequence[_Pair]) -> tuple[str, ...]:
+    """Return a sentence on the masks that may be inverted, or nothing."""
+    names = [pair.map.stem for pair in pairs if pair.anomalous_share > INVERTED_ABOVE]
+    text = f"More than half of the image is anomalous in the mask, which may be inverted: {list_names(names)}."
+    return (text,) * bool(names)
+
+
+def _masks_by_stem(masks: Path, maps: Collection[str]) -> tuple[dict[str, Path], list[CaseFailure]]:
+    """Return the mask of each name, a file or a folder of masks, and the problems of names with two masks.
+
+    A name ends without `_mask`, unless a map has the name with it.
+    """
+    named: dict[str, dict[Path, None]] = {}
+    for relative in files_below(masks, MASK_SUFFIXES) if masks.is_dir() else ():
+        stem, folder = relative.with_suffix("").as_posix(), relative.parent.as_posix()
+        bare = stem if stem in maps else stem.removesuffix("_mask")
+        in_folder = folder in maps and bare not in maps
+        path = masks / (relative.parent if in_folder else relative)
+        named.setdefault(folder if in_folder else bare, {})[path] = None
+    if not masks.is_dir():
+        raise InputError(masks, "no such folder")
+    problems = []
+    for stem, paths in named.items():
+        if len(paths) > 1:
+            names = " and ".join(sorted(path.name for path in paths))
+            rule, first = f"two masks of one name: {names}", str(next(iter(paths)))
+            problems.append(CaseFailure(stem, "find", rule, first, "the masks"))
+    return {stem: next(iter(paths)) for stem, paths in named.items()}, problems
+
+
+def _why_no_pair(
+    maps: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    unused: Sequence[str],
+    problems: Sequence[CaseFailure],
+    left_out: LeftOut,
+) -> str:
+    """Return why no map can be evaluated, in one line."""
+    why = f"no map to evaluate ({', '.join(MAP_SUFFIXES)})"
+    if not maps:
+        return why + (f". {left_out.sentence}".rstrip(".") if left_out.sentence else "")
+    if len(unused) == len(masks) > 0:
+        map_name, mask_name = next(iter(maps.values())).name, masks[unused[0]].name
+        return f"{why}: no mask has the name of a map; a map is {map_name}, a mask {mask_name}"
+    return f"{why}; the first of {len(problems)} problems: {problems[0].rule}"
+
+
+def _files_by_stem(folder: Path, suffixes: tuple[str, ...], left_out: LeftOut) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(folder, "no such folder")
     found: dict[str, Path] = {}
-    for relative in files_below(folder, suffixes):
+    for relative in files_below(folder, suffixes, left_out):
         stem = relative.with_suffix("").as_posix()
         if stem in found:
             raise InputError(folder / relative, f"has the same name as {found[stem].name}, apart from the suffix")
@@ -104,7 +159,9 @@ def _read_pair(path: Path, stem: Path, mask_path: Path | None, settings: Evaluat
     raw = read_map(path)
     scored = _at_size(raw, settings)
     if mask_path is not None:
-        mask = decode(mask_path, to_mask)
+        mask = load_mask(mask_path)
+        if mask.all():
+            raise InputError(mask_path, "the mask covers the whole image; normal pixels must be black")
         if not _comparable(raw.shape, mask.shape):
             raise InputError(
                 mask_path,
@@ -115,7 +172,7 @@ def _read_pair(path: Path, stem: Path, mask_path: Path | None, settings: Evaluat
     else:
         raise InputError(path, "no mask of this name; a normal image needs a black mask, or its map in a folder good/")
     packed = np.packbits(mask_to_canvas(mask, scored.shape))
-    return _Pair(path, packed, float(scored.max()), bool(mask.any()))
+    return _Pair(path, packed, float(scored.max()), float(mask.mean()))
 
 
 def _comparable(map_hw: tuple[int, ...], mask_hw: tuple[int, ...]) -> bool:

@@ -6,11 +6,11 @@ The type `F` is the folder of a result. Steps and reports use a `Path`. A cache 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from zsad.clip.models import EncoderInfo
-from zsad.config.compare import Ablation
+from zsad.config.settings import Ablation
 from zsad.config.system_base import SystemSettings
 from zsad.data.labelled import LabelledImage
 
@@ -38,14 +38,16 @@ class CategoryResult(Generic[F]):
     name: str
     images: tuple[LabelledImage, ...]
     """Images in any order. Images without scores are ignored; list them as failures."""
-    text: F
-    """Folder of `encode_category_text`."""
+    text: F | None
+    """Folder of `encode_category_text`. None: the system reads no prompts."""
     features: F
     """Folder of `encode_images`."""
     scores: Mapping[int, F]
-    """Folder of `score_category` by seed; at least one."""
+    """Folder of `score_system` by seed; at least one."""
     evaluated: Mapping[int, F]
     """Folder of `evaluate_category` by seed, for the same seeds."""
+    normal: tuple[LabelledImage, ...] = ()
+    """Normal images with which the images were compared. Empty: they were compared with each other, or with prompts."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,21 @@ class Evaluated(Generic[F]):
     """Folder of `evaluate_category`."""
     cost: Cost | None = None
     """Time and memory of the scoring. None: not measured, for example because the result came from the cache."""
+    scores: F | None = None
+    """Folder of `score_system`. None: the maps are not needed."""
+
+
+@dataclass(frozen=True)
+class ScoredInputs(Generic[F]):
+    """Images of one category and their features, from which a system's scores were computed."""
+
+    images: tuple[LabelledImage, ...]
+    features: F
+    """Folder of `encode_images`."""
+    text: F | None
+    """Folder of `encode_category_text`. None: the system reads no prompts."""
+    normal: tuple[LabelledImage, ...] = ()
+    """Normal images with which the images were compared."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,28 @@ class SystemResult(Generic[F]):
 
     A system that does not depend on the seed has one seed. If there are more, the lowest is used.
     """
+    inputs: Mapping[str, ScoredInputs[F]] = field(default_factory=dict)
+    """Images and features by category."""
+
+    def category_results(self) -> tuple[CategoryResult[F], ...]:
+        """Return the categories of which inputs and scores are known, in the form that a run's report needs."""
+        found = []
+        for name, seeds in self.categories.items():
+            scored = {seed: one for seed, one in seeds.items() if one.scores is not None}
+            if name in self.inputs and scored:
+                given = self.inputs[name]
+                found.append(
+                    CategoryResult(
+                        name,
+                        given.images,
+                        given.text,
+                        given.features,
+                        {seed: one.scores for seed, one in scored.items() if one.scores is not None},
+                        {seed: one.folder for seed, one in scored.items()},
+                        given.normal,
+                    )
+                )
+        return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import System
-from zsad.scorers.dual.scorer import draw_references
 from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.interface import CategoryFeatures, Scored
+from zsad.scorers.references import draw_references
 from zsad.scorers.scores_file import write_system_scores
+from zsad.scorers.stored_scores import open_scores
 from zsad.steps.cost import writes_cost
 
 
@@ -68,8 +69,24 @@ def score_system(
     DiskFullError
         The disk is full.
     """
-    if isinstance(system, DualImage):
-        raise TypeError("use zsad.steps.score_dual.score_category for the dual-image scorer")
+    module, _, name = system.scorer.partition(":")
+    scorer: Any = getattr(importlib.import_module(module), name)
+    if isinstance(system, DualImage):  # it stores its parts, so that other lambdas need no new scoring
+        scorer(
+            features,
+            text,
+            paths,
+            encoder,
+            system.score,
+            system.adapt,
+            seed,
+            device,
+            out,
+            on_progress=on_progress,
+            largest_batch=largest_batch,
+            shots=shots,
+        )
+        return
     store = FeatureStore(features)
     drawn = np.empty((len(store), 0), dtype=np.int64)
     if system.reference_count:
@@ -89,10 +106,16 @@ def score_system(
         seed=seed,
         device=pick_device(device),
         batch_size=largest_batch or encoder.batch_size,
+        report=lambda done: on_progress(done, len(store)) if on_progress is not None else None,
     )
-    scorer: Any = importlib.import_module(system.scorer_module)
-    scored = _with_progress(scorer.score(category_features, system), len(store), on_progress)
-    write_system_scores(out, store, scored, system=system.public(), seed=seed)
+    scored = _with_progress(scorer(category_features, system), len(store), on_progress)
+    references = [[store.digests[other] for other in row] for row in drawn]
+    write_system_scores(out, store, scored, system=system.public(), seed=seed, references=references)
+
+
+def unscored_images(scores: Path) -> dict[str, str]:
+    """Return the images that `score_system` could not score, with the reason, by sha256. Raises InputError."""
+    return {problem.sha256: problem.rule for problem in open_scores(scores).problems}
 
 
 def _with_progress(

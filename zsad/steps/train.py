@@ -30,8 +30,9 @@ from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
 from zsad.config.system_base import Training
-from zsad.data.images import mask_to_canvas, read_mask
+from zsad.data.images import mask_to_canvas
 from zsad.data.labelled import LabelledImage
+from zsad.data.masks import check_mask, read_mask
 from zsad.scorers.anomalyclip.score import AnomalyClipLearner, check_tower, object_words, prompt_ids
 from zsad.scorers.anomalyclip.settings import AnomalyClip
 from zsad.scorers.april_gan.score import AprilGanLearner, width_of
@@ -136,8 +137,7 @@ def _crop_masks(item: LabelledImage, store: FeatureStore, number: int) -> list[B
     if item.mask is None:
         raise InputError("mask", "the image is labelled anomalous but has no mask")
     mask = read_mask(item.mask, (image.height, image.width))
-    if not mask.any():
-        raise InputError(item.mask, "the image is labelled anomalous, but its mask is black")
+    check_mask(mask, item.mask)
     canvas = mask_to_canvas(mask, crops.canvas_hw)
     return [canvas[top : top + side, left : left + side] for top, left in crops.offsets]
 

@@ -381,7 +381,8 @@ def test_prefects_ui_shows_cases_figures_and_a_picture(finished: Any, world: Any
 def test_slices_are_exported_as_a_set_of_images(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
     from zsad.config.run import ImagesSettings
     from zsad.data.datasets import find_categories, normal_training_images
-    from zsad.data.images import read_image, read_mask
+    from zsad.data.images import read_image
+    from zsad.data.masks import read_mask
 
     del finished
     out = tmp_path / "slices"
@@ -393,7 +394,7 @@ def test_slices_are_exported_as_a_set_of_images(world: Any, finished: Any, cli: 
     assert not re.search(r"lits|btcv|img0|volume|/", ran.out)
     assert {step.name for step in out.iterdir()} == {"liver"}
     data = ImagesSettings(root=str(out), layout="mvtec")
-    [category], problems = find_categories(data)
+    [category], problems, _ = find_categories(data)
     training = normal_training_images(data, "liver")
     assert not problems
     assert len(category.items) + len(training) == sum(each["slices"] for each in ran.answer["exported"])

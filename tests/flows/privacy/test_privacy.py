@@ -33,7 +33,7 @@ from medad.base.text import PLACEHOLDER
 from medad.config.liver import DatasetSettings, LiverSettings
 from tests.flows import canaries, leaks
 from tests.flows.live_server import free_port
-from zsad.config.run import ZsadSettings
+from zsad.config.settings import ZsadSettings
 
 SECRETS = ("MUSTERMANN", "Erikadorothea", "PID4711", "19640229", "Glasgow Str")
 

@@ -20,8 +20,7 @@ from flows.liver.sensitivity import SensitivityRequest, sensitivity
 from flows.runs.run_folder import RunFolder, publish_run_folder
 from flows.runs.runner import LocalRunner
 from flows.server.deployments import case_step, liver_nightly, zsad_weekly
-from flows.zsad.compare import compare
-from flows.zsad.flow import ScoreRequest, score, zsad
+from flows.zsad.flow import ScoreRequest, compare, score, zsad
 from medad.base.manifest import MANIFEST
 from medad.base.private import Private, field_types, is_private, nested_types
 from medad.base.settings import Settings
@@ -33,8 +32,7 @@ from medad.reports.ablation.report import write_ablation_report
 from medad.reports.run.report import write_report as write_liver_report
 from medad.reports.sensitivity.report import write_sensitivity_report
 from medad.steps.results import AblationResults
-from zsad.config.compare import CompareSettings
-from zsad.config.run import ZsadSettings
+from zsad.config.settings import ZsadSettings
 from zsad.reports.compare.report import write_compare_report
 from zsad.reports.run.outputs import write_score_outputs
 from zsad.reports.run.report import write_report as write_zsad_report
@@ -97,10 +95,17 @@ SETTINGS: dict[str, Settings] = {
         }
     ),
     "zsad": ZsadSettings.model_validate(
-        {"name": "x", "data": IMAGES, "encoder": ENCODER[0], "adapt": {"textures": FOLDER}}
+        {
+            "name": "x",
+            "data": IMAGES,
+            "encoder": ENCODER[0],
+            "method": {"system": "dual", "adapt": {"textures": FOLDER}},
+        }
     ),
-    "zsad, weights": ZsadSettings.model_validate({"name": "x", "data": IMAGES, "encoder": ENCODER[1]}),
-    "compare": CompareSettings.model_validate(
+    "zsad, weights": ZsadSettings.model_validate(
+        {"name": "x", "data": IMAGES, "encoder": ENCODER[1], "method": {"system": "dual"}}
+    ),
+    "compare": ZsadSettings.model_validate(
         {
             "name": "x",
             "data": IMAGES,
@@ -198,7 +203,7 @@ def marked_fields(value: Any) -> Iterator[tuple[str, str]]:
 def test_a_field_that_may_hold_a_path_is_private() -> None:
     """Every field with such a name, or of type Path, must have a type of `medad.base.private`."""
     models = stored_models()
-    assert {LiverSettings, SensitivityRequest, ScoreRequest, CompareSettings} <= models
+    assert {LiverSettings, SensitivityRequest, ScoreRequest, ZsadSettings} <= models
     open_fields = [
         f"{model.__name__}.{name}"
         for model in models

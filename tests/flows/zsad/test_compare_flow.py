@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from medad.base.text import PLACEHOLDER
-from zsad.config.compare import CompareSettings
+from zsad.config.settings import ZsadSettings
 
 Cli = Callable[..., Any]
 TRAINING = {"epochs": 2, "batch_size": 4, "learning_rate": 0.001}
@@ -46,7 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., An
         shutil.copy(normal, category / "train" / "good" / "only.png")
     values = yaml.safe_load(made.config.read_text(encoding="utf-8"))
     encoder = values.pop("encoder")
-    del values["score"]
+    del values["method"]
     values |= {
         "encoders": {
             "main": encoder,
@@ -192,7 +192,7 @@ def test_ablations_stand_beside_the_systems(again: Callable[..., Any]) -> None:
 
 def test_no_folder_reaches_prefect() -> None:
     secret = "/home/doe_jane/images"
-    settings = CompareSettings.model_validate(
+    settings = ZsadSettings.model_validate(
         {
             "name": "x",
             "data": {"root": secret, "masks": secret},

@@ -14,11 +14,13 @@ import pytest
 from flows.store import code as sources
 from flows.store.references import Ref
 from flows.store.step import Call, content_key
+from flows.zsad import report_steps
 from flows.zsad import steps as zsad_steps
 from medad.base.errors import CaseFailure
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS
-from zsad.config.run import ZsadSettings, parse
+from zsad.config.settings import ZsadSettings, parse
 from zsad.data.labelled import LabelledImage
+from zsad.scorers.dual.settings import DualImage
 from zsad.steps.results import CategoryResult
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -27,7 +29,7 @@ BASE: dict[str, Any] = {
     "name": "base",
     "data": {"root": "/data/mvtec"},
     "encoder": {"model": "ViT-B-32", "seed": 1},
-    "score": {"variants": ["joint", "joint_tta"]},
+    "method": {"system": "dual", "tau": 1, "variants": ["joint", "joint_tta"]},
 }
 
 
@@ -55,28 +57,35 @@ def category_of(images: tuple[LabelledImage, ...], seed: int = 0) -> CategoryRes
 
 
 def report_of(settings: ZsadSettings, *found: CategoryResult[Ref], failures: tuple[CaseFailure, ...] = ()) -> Call:
-    return zsad_steps.report(settings, found, failures, {"python": "3"}, ())
+    return report_steps.report(settings, found, failures, {"python": "3"}, ())
 
 
 def fuse_of(scores: Ref, settings: ZsadSettings) -> Call:
     """Return the fuse step's call, even if the lambdas are the paper's and it is not needed."""
-    needed = zsad_steps.fuse(scores, settings.score)
-    return needed or zsad_steps.FUSE(scores=scores, settings=zsad_steps.with_used_lambdas(settings.score))
+    score = dual_of(settings).score
+    needed = zsad_steps.fuse(scores, score)
+    return needed or zsad_steps.FUSE(scores=scores, settings=zsad_steps.with_used_lambdas(score))
+
+
+def dual_of(settings: ZsadSettings) -> DualImage:
+    system = settings.method
+    assert isinstance(system, DualImage)
+    return system
 
 
 def calls_of(settings: ZsadSettings, images: tuple[LabelledImage, ...], seed: int = 0) -> dict[str, Call]:
     """Return the calls of all steps of the flow, with fixed artifacts as inputs."""
     features, text, scores = ref("zsad-encode"), ref("zsad-text"), ref("zsad-score")
-    encoder, score, machine = settings.encoder, settings.score, settings.machine
+    encoder, system, machine = settings.encoder, dual_of(settings), settings.machine
     category = category_of(images, seed)
     return {
         "text": zsad_steps.text("nut", encoder, settings.prompts, machine),
         "encode": zsad_steps.encode(images, encoder, machine),
-        "score": zsad_steps.score(images, features, text, encoder, score, settings.adapt, seed, machine),
+        "score": zsad_steps.score_system(system, "nut", images, features, text, None, None, encoder, seed, machine),
         "fuse": fuse_of(scores, settings),
-        "evaluate": zsad_steps.evaluate(images, features, scores, score.variants, settings.evaluation),
+        "evaluate": zsad_steps.evaluate(images, features, scores, system.variant_names, settings.evaluation),
         "report": report_of(settings, category),
-        "maps": zsad_steps.score_outputs(settings, category, (), {"python": "3"}, (), ("png",)),
+        "maps": report_steps.score_outputs(settings, category, (), {"python": "3"}, (), ("png",)),
     }
 
 
@@ -137,16 +146,15 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("prompts__names", {"bottle": "flask"}, set()),
     ("prompts__surface_categories", ["nut"], {"text"}),
     ("prompts__surface_categories", ["bottle"], set()),
-    ("score__batch_size", 3, set()),
-    ("score__tau", 0.5, {"score", "fuse"}),
-    ("score__variants", ["joint_tta", "joint"], {"evaluate"}),  # other curves, but the same scores
-    ("score__variants", ["joint"], {"score", "fuse", "evaluate"}),
-    ("score__references", {"count": 2}, {"score", "fuse"}),
-    ("score__references", {"aggregate": "mean"}, {"score", "fuse"}),
-    *((f"score__lambda_{name}", 0.3, {"fuse"}) for name in ("1", "2", "3", "4", "5", "text")),
-    ("adapt__steps", 3, {"score"}),
-    ("adapt__learning_rate", 0.1, {"score"}),
-    ("adapt__opacity", [0.1, 0.2], {"score"}),
+    ("method__tau", 0.07, {"score", "fuse"}),
+    ("method__variants", ["joint_tta", "joint"], {"evaluate"}),  # other curves, but the same scores
+    ("method__variants", ["joint"], {"score", "fuse", "evaluate"}),
+    ("method__references", {"count": 2}, {"score", "fuse"}),
+    ("method__references", {"aggregate": "mean"}, {"score", "fuse"}),
+    *((f"method__lambda_{name}", 0.3, {"fuse"}) for name in ("1", "2", "3", "4", "5", "text")),
+    ("method__adapt__steps", 3, {"score"}),
+    ("method__adapt__learning_rate", 0.1, {"score"}),
+    ("method__adapt__opacity", [0.1, 0.2], {"score"}),
     ("evaluation__size_px", 64, {"evaluate"}),
     ("evaluation__threshold_quantile", 0.8, {"evaluate"}),
 ]
@@ -167,34 +175,34 @@ def test_a_moved_folder_changes_no_key(images: tuple[LabelledImage, ...]) -> Non
 
 def test_settings_of_what_is_not_scored_do_not_matter(images: tuple[LabelledImage, ...]) -> None:
     def keys(seed: int = 0, variants: str = "text", **changes: object) -> set[str]:
-        settings = settings_with(score__variants=[variants], **changes)
+        settings = settings_with(method__variants=[variants], **changes)
         own = keys_of(settings, images, seed)
         return {own["score"], own["fuse"]}
 
     plain = keys()
     assert keys(seed=5) == plain, "the text variant has no random choices"
-    assert keys(adapt__steps=7) == keys(score__lambda_5=0.1) == keys(score__references={"count": 3}) == plain
+    assert keys(method__adapt__steps=7) == keys(method__lambda_5=0.1) == keys(method__references={"count": 3}) == plain
     assert keys(encoder__vv_blocks=2) == plain, "it is part of the features"
     assert keys(seed=5, variants="visual") != keys(variants="visual")
     assert keys(seed=5, variants="text_tta") != keys(variants="text_tta")
-    assert keys(variants="joint", adapt__steps=7) == keys(variants="joint")
+    assert keys(variants="joint", method__adapt__steps=7) == keys(variants="joint")
 
 
 @pytest.mark.parametrize(
     ("variants", "lambdas", "needed"),
     [
-        (["text", "visual"], {"score__lambda_1": 9.0}, False),
-        (["joint"], {"score__lambda_2": 9.0}, False),
-        (["joint"], {"score__lambda_text": 0.5}, True),
-        (["joint_tta"], {"score__lambda_text": 0.5}, False),
-        (["joint_tta"], {"score__lambda_2": 9.0}, True),
+        (["text", "visual"], {"method__lambda_1": 9.0}, False),
+        (["joint"], {"method__lambda_2": 9.0}, False),
+        (["joint"], {"method__lambda_text": 0.5}, True),
+        (["joint_tta"], {"method__lambda_text": 0.5}, False),
+        (["joint_tta"], {"method__lambda_2": 9.0}, True),
         (["joint_tta"], {}, False),
     ],
 )
 def test_scores_are_fused_again_only_where_a_lambda_decides(
     variants: list[str], lambdas: dict[str, object], needed: bool
 ) -> None:
-    call = zsad_steps.fuse(ref("zsad-score"), settings_with(score__variants=variants, **lambdas).score)
+    call = zsad_steps.fuse(ref("zsad-score"), dual_of(settings_with(method__variants=variants, **lambdas)).score)
     assert (call is not None) == needed
 
 
@@ -264,7 +272,7 @@ def test_every_artifact_that_goes_in_matters(
 def test_local_weights_and_textures_are_known_by_content(images: tuple[LabelledImage, ...], tmp_path: Path) -> None:
     def keys(weights: Path, textures: Path) -> dict[str, str]:
         encoder = {"model": "ViT-B-32", "weights": str(weights)}
-        return keys_of(settings_with(encoder=encoder, adapt__textures=str(textures)), images)
+        return keys_of(settings_with(encoder=encoder, method__adapt__textures=str(textures)), images)
 
     for name, content in (("a", b"1"), ("moved", b"1"), ("other", b"2")):
         folder = tmp_path / name
@@ -328,16 +336,17 @@ def test_the_reports_depend_on_all_that_they_show(images: tuple[LabelledImage, .
 STEPS = [
     zsad_steps.TEXT,
     zsad_steps.ENCODE,
-    zsad_steps.SCORE,
+    zsad_steps.SYSTEM,
     zsad_steps.FUSE,
     zsad_steps.EVALUATE,
-    zsad_steps.REPORT,
-    zsad_steps.MAPS,
+    report_steps.REPORT,
+    report_steps.MAPS,
 ]
 
 
 def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     reached = {step.name: set(sources.closure(step.function)) for step in STEPS}
+    reached["zsad-system"] |= set(sources.closure(DualImage().scorer))  # part of the key, see `score_system`
     modules = {step: {name.partition(":")[0] for name in names} for step, names in reached.items()}
     assert {"zsad.clip.attention_paths", "zsad.data.images", "zsad.clip.weights"} <= modules["zsad-encode"]
     assert {
@@ -345,10 +354,10 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
         "zsad.scorers.dual.scorer",
         "medad.base.noise",
         "zsad.clip.attention_paths",
-    } <= modules["zsad-score"]
+    } <= modules["zsad-system"]
     assert "zsad.clip.prompts" in modules["zsad-text"]
     # an edit of the report or of a metric must not encode or adapt again
-    for step in ("zsad-text", "zsad-encode", "zsad-score"):
+    for step in ("zsad-text", "zsad-encode", "zsad-system"):
         assert not modules[step] & {
             "zsad.reports.run.report",
             "zsad.reports.pictures",

@@ -20,7 +20,8 @@ from medad.steps.export_slices import export_case, write_test_slices, write_trai
 from tests.medad.prepared import write_prepared
 from zsad.config.run import ImagesSettings
 from zsad.data.datasets import find_categories, normal_training_images
-from zsad.data.images import read_image, read_mask
+from zsad.data.images import read_image
+from zsad.data.masks import read_mask
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_what_is_written_is_read_back(slices: Slices, tmp_path: Path) -> None:
     write_test_slices(slices, tumour, tmp_path / "liver")
     write_training_slices(slices, tmp_path / "liver")
     data = ImagesSettings(root=str(tmp_path))
-    [category], problems = find_categories(data)
+    [category], problems, _ = find_categories(data)
     assert not problems
     assert category.name == "liver"
     assert [(item.id, item.anomalous) for item in category.items] == [

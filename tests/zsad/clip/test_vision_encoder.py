@@ -200,10 +200,12 @@ def test_outputs_that_need_text_are_refused(output: str, weights: Path, name: st
 
 def test_prompts_are_refused_and_the_message_says_what_works(weights: Path, name: str) -> None:
     encoder = _load(name, weights)
-    for ask in (lambda: encoder.encode_text(["a nut"]), lambda: encoder.encode_ensemble(Ensemble(("a",), ("b",)))):
-        with pytest.raises(ConfigError, match="no text tower for prompts; methods without text: musc") as caught:
-            ask()
-        assert "\n" not in str(caught.value)
+    message = "no text tower for prompts; methods without text: musc"
+    with pytest.raises(ConfigError, match=message) as caught:
+        encoder.encode_text(["a nut"])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=message):
+        encoder.encode_ensemble(Ensemble(("a",), ("b",)))
 
 
 @pytest.mark.parametrize(

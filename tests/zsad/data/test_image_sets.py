@@ -12,7 +12,8 @@ from PIL import Image
 from medad.base.errors import ConfigError, InputError
 from zsad.config.run import ImagesSettings
 from zsad.data.datasets import Category, Item, find_categories, unlabelled_images
-from zsad.data.images import read_image, read_mask
+from zsad.data.images import read_image
+from zsad.data.masks import read_mask
 
 
 def touch(root: Path, *names: str) -> None:
@@ -25,7 +26,7 @@ def touch(root: Path, *names: str) -> None:
 
 def find(root: Path, **settings: Any) -> tuple[dict[str, Category], dict[str, str]]:
     """Return categories by name, and rules of problems by CATEGORY/ID."""
-    categories, problems = find_categories(ImagesSettings(root=str(root), **settings))
+    categories, problems, _ = find_categories(ImagesSettings(root=str(root), **settings))
     return {c.name: c for c in categories}, {p.case_id: p.rule for p in problems}
 
 
@@ -287,7 +288,7 @@ def test_pseudonyms_hide_names_and_stay_the_same(tmp_path: Path) -> None:
     touch(tmp_path, "test/burnt/hidden.png", "ground_truth/burnt/hidden.png", "test/secret.png")
     first, again = (find_categories(ImagesSettings(root=str(tmp_path), pseudonyms=True)) for _ in range(2))
     assert first == again
-    (category,), problems = first
+    (category,), problems, _ = first
     shown = str([(i.id, i.defect) for i in category.items]) + str([(p.case_id, p.rule) for p in problems])
     assert len(problems) == 2
     assert not any(word in shown for word in ("secret", "hidden", "burnt"))
@@ -297,7 +298,7 @@ def test_pseudonyms_hide_names_and_stay_the_same(tmp_path: Path) -> None:
 
 def test_sample_roots(tmp_path: Path) -> None:
     mvtec(tmp_path / "materials/brick")
-    (category,), _ = find_categories(ImagesSettings(root="samples:materials"), tmp_path)
+    (category,), _, _ = find_categories(ImagesSettings(root="samples:materials"), tmp_path)
     assert category.name == "brick"
     for root in ("samples:../x", "samples:", "samples:.."):
         with pytest.raises(InputError, match="samples:NAME"):
@@ -310,7 +311,10 @@ def test_images_to_score_each_once_and_under_unique_ids(tmp_path: Path) -> None:
     touch(tmp_path, "parts/1.png", "parts/sub/1.png", "parts/2.png", "parts/readme.txt", "other/1.png", "odd.dat")
     (tmp_path / "link.png").symlink_to(tmp_path / "parts/2.png")
     folder, other = tmp_path / "parts", tmp_path / "other"
-    found = unlabelled_images([folder, folder / "1.png", other, tmp_path / "odd.dat", tmp_path / "link.png"])
+    found, problems, _ = unlabelled_images(
+        [folder, folder / "1.png", other, tmp_path / "odd.dat", tmp_path / "link.png"]
+    )
+    assert not problems
     assert found.name == "parts"
     assert {i.id: i.path for i in found.items} == {
         "1": other / "1.png",
@@ -320,7 +324,7 @@ def test_images_to_score_each_once_and_under_unique_ids(tmp_path: Path) -> None:
         "sub/1": folder / "sub/1.png",
     }
     assert not found.labelled
-    assert unlabelled_images([folder / "1.png"]).name == "parts"
+    assert unlabelled_images([folder / "1.png"])[0].name == "parts"
 
 
 def test_images_to_score_that_are_not_there(tmp_path: Path) -> None:

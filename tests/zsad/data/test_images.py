@@ -33,11 +33,11 @@ from zsad.data.images import (
     plan_crops,
     read_image,
     read_map,
-    read_mask,
     resize_map,
     scaled_hw,
     write_png,
 )
+from zsad.data.masks import read_mask
 
 Array = NDArray[Any]
 
@@ -195,6 +195,9 @@ def test_a_decompression_bomb_is_refused_unopened(tmp_path: Path, side: int) -> 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello", encoding="utf-8")
     assert refused(tmp_path / "a.png").startswith("not a PNG")
+    assert refused(tmp_path / "a.png").endswith("but a text file")
+    (tmp_path / "a.png").write_bytes(b"\x8f\xe0" * 40)
+    assert refused(tmp_path / "a.png").startswith("not a PNG")
     assert refused(tmp_path / "b.png") == "no such file or folder"
     assert refused(tmp_path) == "cannot be read (Is a directory)"
 
@@ -294,7 +297,9 @@ def test_map_of_a_squashed_image_is_resized_to_its_proportions() -> None:
     assert merged.shape == (32, 32)
     full = resize_map(merged, (40, 120))
     assert full.shape == (40, 120)
-    assert np.unravel_index(full.argmax(), full.shape) >= (30, 90)
+    row, column = np.unravel_index(full.argmax(), full.shape)
+    assert row >= 30
+    assert column >= 90
     mask = np.zeros((40, 120), dtype=bool)
     mask[30:, 90:] = True  # the same patch: a quarter of each side
     squashed = mask_to_canvas(mask, crops.canvas_hw)

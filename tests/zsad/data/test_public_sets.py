@@ -13,7 +13,7 @@ from medad.base.errors import ConfigError, InputError
 from zsad.config.layouts import LAYOUTS, PublicSetName
 from zsad.config.run import ImagesSettings
 from zsad.data.datasets import Category, find_categories, normal_training_images
-from zsad.data.images import read_mask
+from zsad.data.masks import read_mask
 
 Listed = tuple[str, bool, str | None]
 """Id, label, and mask relative to the root."""
@@ -36,7 +36,7 @@ def picture(path: Path, *, spot: int = 0) -> None:
 
 def find(root: Path, layout: str, **settings: Any) -> tuple[dict[str, Category], dict[str, str]]:
     """Return categories by name, and rules of problems by CATEGORY/ID."""
-    categories, problems = find_categories(ImagesSettings(root=str(root), layout=layout, **settings))
+    categories, problems, _ = find_categories(ImagesSettings(root=str(root), layout=layout, **settings))
     return {c.name: c for c in categories}, {p.case_id: p.rule for p in problems}
 
 

@@ -16,7 +16,8 @@ from zsad.clip.encoder import Encoder
 from zsad.clip.models import EMBEDDED_FOLDER
 from zsad.clip.prompts import ensemble
 from zsad.config.run import EncoderSettings, PromptSettings
-from zsad.data.images import crop_image, merge_maps, plan_crops, read_image, read_mask, resize_map
+from zsad.data.images import crop_image, merge_maps, plan_crops, read_image, resize_map
+from zsad.data.masks import read_mask
 from zsad.embedded.pool import SIZE_PX, write_held_out
 from zsad.embedded.scenes.scenes import kinds
 from zsad.evaluation.metrics import image_metrics, pixel_metrics

@@ -12,7 +12,8 @@ from skimage.transform import resize
 
 from zsad.config.run import ImagesSettings
 from zsad.data.datasets import find_categories
-from zsad.data.images import read_image, read_mask
+from zsad.data.images import read_image
+from zsad.data.masks import read_mask
 from zsad.embedded import samples
 from zsad.embedded.samples import SIDE_PX, WINDOW_PX, ensure_samples
 
@@ -23,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_material_has_good_and_defective_pieces_with_masks(folder: Path) -> None:
-    categories, problems = find_categories(ImagesSettings(root=str(folder), layout="mvtec"))
+    categories, problems, _ = find_categories(ImagesSettings(root=str(folder), layout="mvtec"))
     assert not problems
     assert [category.name for category in categories] == ["brick", "coins", "grass", "gravel"]
     for category in categories:

@@ -168,12 +168,12 @@ def test_the_same_seed_builds_the_same_model_and_leaves_the_global_generator_alo
 def test_held_out_images_come_in_mvtec_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from zsad.config.run import ImagesSettings
     from zsad.data.datasets import find_categories
-    from zsad.data.images import read_mask
+    from zsad.data.masks import read_mask
     from zsad.embedded.scenes.scenes import kinds
 
     monkeypatch.setattr(pools, "SIZE_PX", 64)
     write_held_out(tmp_path, each=4)
-    categories, problems = find_categories(ImagesSettings(root=str(tmp_path), layout="mvtec"))
+    categories, problems, _ = find_categories(ImagesSettings(root=str(tmp_path), layout="mvtec"))
     assert not problems
     assert {category.name for category in categories} == {kind for kind, _ in kinds("held_out")}
     for category in categories:

@@ -294,7 +294,7 @@ def test_of_equal_f1_the_highest_threshold_is_named() -> None:
     [
         ([], [], None, None, None),
         ([1.0, 2.0], [False, False], None, None, None),
-        ([1.0, 2.0], [True, True], None, 1.0, 1.0),
+        ([1.0, 2.0], [True, True], None, None, None),
         ([0.0, 0.0], [True, False], 0.5, 0.5, 2 / 3),
     ],
     ids=["empty", "normal only", "anomalous only", "tie"],

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.zsad.scored_sets import ExampleImage, write_category, zsad_settings
-from zsad.config.run import ZsadSettings
+from zsad.config.settings import ZsadSettings
 from zsad.steps.results import CategoryResult
 
 
@@ -26,7 +26,7 @@ def category(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Category
         shift = options.get("shift", lambda seed: 0.0)
         shifts = [(seed, shift(seed)) for seed in settings.seeds]
         others = {key: value for key, value in options.items() if key != "shift"}
-        key = repr((images, settings.score, settings.evaluation, shifts, others))
+        key = repr((images, settings.method, settings.evaluation, shifts, others))
         if key not in written:
             written[key] = write_category(tmp_path_factory.mktemp("category"), "made", images, settings, **options)
         return dataclasses.replace(written[key], name=name)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from zsad.config import compare as compare_config
-from zsad.config.run import EncoderSettings, EvaluationSettings, PromptSettings, ReferenceSettings, ZsadSettings, load
+from zsad.config.run import EncoderSettings, EvaluationSettings, PromptSettings, ReferenceSettings
+from zsad.config.settings import ZsadSettings, load
 from zsad.reports.comparable import (
     encoder_deviations,
     reasons_not_comparable,
@@ -23,7 +23,7 @@ from zsad.scorers.winclip.settings import WinClip
 
 PAPER = Path(__file__).parents[3] / "configs" / "zsad" / "dual_clip.yaml"
 COMPARE = PAPER.parent / "compare.yaml"
-DTD = {"adapt.textures": "/data/dtd"}
+DTD = {"method.adapt.textures": "/data/dtd"}
 
 
 def all_test_images(benchmark: Benchmark) -> dict[str, int]:
@@ -96,7 +96,7 @@ def test_encoder_of_its_preset_deviates_in_nothing(preset: str) -> None:
 
 @pytest.mark.parametrize(("benchmark", "neighbours"), [("mvtec", [1, 2, 3]), ("visa", [1, 8, 9])])
 def test_the_comparison_of_the_papers_deviates_in_nothing(benchmark: Benchmark, neighbours: list[int]) -> None:
-    paper = compare_config.load(COMPARE)
+    paper = load(COMPARE)
     found = shared_deviations(paper.prompts, paper.evaluation, paper.systems)
     for given in paper.systems:
         system = given.model_copy(update={"neighbours": tuple(neighbours)}) if isinstance(given, MuSc) else given

@@ -17,7 +17,7 @@ from medad.reporting.seed_statistics import Stat
 from tests.page import WrittenReport
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
 from zsad.clip.models import EncoderInfo
-from zsad.config.compare import Ablation, CompareSettings, ablation_systems
+from zsad.config.settings import Ablation, ZsadSettings, ablation_systems
 from zsad.reports.compare.charts import Panel, line_chart
 from zsad.reports.compare.report import write_compare_report
 from zsad.reports.run.document import METRICS
@@ -47,7 +47,7 @@ Report = Callable[..., Compared]
 
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
-    def write(settings: CompareSettings, systems: Sequence[SystemResult[Path]] = (), **changes: Any) -> Compared:
+    def write(settings: ZsadSettings, systems: Sequence[SystemResult[Path]] = (), **changes: Any) -> Compared:
         out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
         out.mkdir()
         arguments: dict[str, Any] = {"versions": {"adflows": "0.2.0"}}
@@ -364,7 +364,7 @@ def ablation(root: Path, name: Ablation, values: Sequence[Sequence[float]]) -> A
         folders = {
             seed: write_evaluation(
                 root / name / label / str(seed),
-                system.variant,
+                system.variant_names[-1],
                 seed=seed,
                 image=(auroc, 0.5, 0.5),
                 pixel=(0.5, 0.5, 0.5, auroc - 0.1, auroc - 0.1),

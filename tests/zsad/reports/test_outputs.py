@@ -18,10 +18,12 @@ from skimage.io import imread
 from medad.base.errors import CaseFailure, InputError
 from tests.zsad.scored_sets import BACKGROUND, ExampleImage, usual, without_labels, write_category, zsad_settings
 from zsad.clip.models import EMBEDDED_FOLDER, describe_encoder
-from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
+from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings
+from zsad.config.settings import ZsadSettings
 from zsad.data.images import resize_map
 from zsad.reports.run.data import load_category
-from zsad.reports.run.outputs import PNG_SIDE_PX, MapFormat, write_score_outputs
+from zsad.reports.run.maps import PNG_SIDE_PX, MapFormat
+from zsad.reports.run.outputs import write_score_outputs
 from zsad.steps.evaluate_maps import evaluate_folders
 from zsad.steps.results import CategoryResult
 

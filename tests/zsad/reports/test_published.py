@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from zsad.config.compare import Ablation, ablation_systems
 from zsad.config.run import Variant
+from zsad.config.settings import Ablation, ablation_systems
 from zsad.reports.published import (
     ANOMALY_CLIP,
     ANOMALY_CLIP_DATA_SETS,

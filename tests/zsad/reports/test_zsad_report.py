@@ -30,7 +30,8 @@ from tests.zsad.scored_sets import (
     write_json,
     zsad_settings,
 )
-from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
+from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings
+from zsad.config.settings import ZsadSettings
 from zsad.reports import charts
 from zsad.reports.charts import category_chart
 from zsad.reports.published import CATEGORIES, TEST_IMAGES
@@ -459,7 +460,7 @@ def test_a_mask_that_cannot_be_used_is_named_and_not_drawn(report: Report, tmp_p
             result.images,
             result.features,
             result.scores[seed],
-            settings.score.variants,
+            settings.method.variant_names,
             settings.evaluation,
             result.evaluated[seed],
         )
@@ -611,7 +612,7 @@ def test_no_path_goes_in(report: Report, category: Category, tmp_path: Path) -> 
     assert str(tmp_path) not in both
     assert done.json["failures"][0]["rule"] == f"cannot read {PLACEHOLDER} (bad)"
     assert done.json["failures"][0]["file"] == "x.png"
-    assert done.json["settings"]["encoder"]["weights"] == f"{PLACEHOLDER}/vit.safetensors"
+    assert done.json["settings"]["encoders"]["main"]["weights"] == f"{PLACEHOLDER}/vit.safetensors"
 
 
 def test_opaque_ids_hide_file_names_too(report: Report) -> None:
@@ -697,5 +698,6 @@ def test_preview_is_a_picture_of_the_first_categories(report: Report, category: 
 
 def test_text_json_without_counts_is_no_obstacle(report: Report, tmp_path: Path) -> None:
     result = write_category(tmp_path, "a", usual(2, 2), zsad_settings())
+    assert result.text is not None
     write_json(result.text / "text.json", {"category": "a"})
     assert report([result]).json["categories"][0]["prompts_per_side"] is None

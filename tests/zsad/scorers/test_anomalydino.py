@@ -15,11 +15,12 @@ from tests.zsad.learned_sets import cosine
 from zsad.clip.feature_store import FeatureStore, output_file
 from zsad.config.run import EncoderSettings
 from zsad.data.images import write_png
-from zsad.data.turns import turn_image, write_turned_copies
+from zsad.data.turns import turn_image
 from zsad.scorers.anomalydino.foreground import foreground
 from zsad.scorers.anomalydino.score import score
 from zsad.scorers.anomalydino.settings import AnomalyDino
 from zsad.scorers.interface import mean_of_top
+from zsad.steps.encode import encode_images
 
 CROPS, WIDTH = (1, 2, 1), 9
 OUTPUTS = {"patches": (GRID**2, DIM), "tokens": (GRID**2, WIDTH), "block-2": (1 + GRID**2, WIDTH)}
@@ -60,10 +61,25 @@ def test_each_patch_is_compared_with_all_patches_of_all_normal_images(
         assert one.score == pytest.approx(np.mean(sorted(distances, reverse=True)[:count]), abs=1e-5)
 
 
-def test_an_image_of_the_memory_has_no_distance(store: FeatureStore) -> None:
-    for one in score(category_features(store, shots=store), AnomalyDino(shots=3)):
-        assert one.map.min() >= 0
-        assert one.map.max() < 1e-6
+def test_a_normal_image_is_compared_with_the_others(store: FeatureStore, tmp_path: Path) -> None:
+    """Leave one out: the same as without the image in the memory."""
+    given = category_features(store, shots=store)
+    for number, one in enumerate(score(given, AnomalyDino(shots=3))):
+        others = [i for i in range(len(store)) if i != number]
+        rest = torch.cat([unit_patches(store, i) for i in others])
+        expected = 1 - (unit_patches(store, number) @ rest.T).amax(1)
+        torch.testing.assert_close(one.map.flatten(), expected.clamp_min(0), atol=1e-5, rtol=0)
+
+
+def test_the_only_normal_image_has_no_score(store: FeatureStore, tmp_path: Path) -> None:
+    tensors = random_tensors(1, OUTPUTS, seed=7)
+    alone = write_features(tmp_path / "alone", (1,), tensors)
+    (one,) = score(category_features(alone, shots=alone), AnomalyDino())
+    assert one.problem == "there is no other normal image to compare it with"
+
+
+def unit_patches(store: FeatureStore, number: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(store.output(number, "patches").flatten(0, 1), dim=-1)
 
 
 def test_more_normal_images_never_increase_a_distance(store: FeatureStore, shots: FeatureStore, tmp_path: Path) -> None:
@@ -138,13 +154,16 @@ def test_a_turned_even_image_stays_even() -> None:
     np.testing.assert_array_equal(turn_image(image, 45.0), image)
 
 
-def test_copies_are_the_image_and_its_turns(tmp_path: Path) -> None:
-    path = tmp_path / "normal.png"
-    write_png(path, np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    assert write_turned_copies(path, 1, tmp_path / "none") == (path,)
-    copies = write_turned_copies(path, 8, tmp_path / "turned")
-    assert copies[0] == path
-    assert len({copy.read_bytes() for copy in copies}) == 8
+def test_turned_copies_are_further_rows_of_their_image(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    write_png(tmp_path / "one.png", image)
+    write_png(tmp_path / "quarter.png", np.ascontiguousarray(np.rot90(image)))
+    encoder = EncoderSettings(model="embedded")
+    encode_images([tmp_path / "one.png"], ["a" * 64], encoder, "cpu", tmp_path / "turned", turns=4)
+    encode_images([tmp_path / "quarter.png"], ["b" * 64], encoder, "cpu", tmp_path / "alone")
+    turned, alone = FeatureStore(tmp_path / "turned"), FeatureStore(tmp_path / "alone")
+    assert turned.patches(0).shape[0] == 4
+    torch.testing.assert_close(turned.patches(0)[1], alone.patches(0)[0])
 
 
 def test_from_python_all_normal_images_and_their_turns_are_in_the_memory(tmp_path: Path) -> None:
@@ -156,7 +175,7 @@ def test_from_python_all_normal_images_and_their_turns_are_in_the_memory(tmp_pat
     write_png(turned, np.ascontiguousarray(np.rot90(images[1])))
     encoder = EncoderSettings(model="embedded")
     (known,) = zsad.score(tmp_path / "normal/1.png", "anomalydino", tmp_path / "normal", encoder=encoder)
-    assert known.score < 1e-5
+    assert known.score > 1e-3, "it is not compared with itself"
     one = tmp_path / "normal/1.png"
     (plain,) = zsad.score(turned, AnomalyDino(), one, encoder=encoder)
     (quarter,) = zsad.score(turned, AnomalyDino(turns=4), one, encoder=encoder)

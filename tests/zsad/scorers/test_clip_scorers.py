@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.zsad.feature_sets import DIM, GRID, category_features, random_tensors
 from tests.zsad.learned_sets import cosine, dot
 from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.encoder import Encoder
-from zsad.clip.feature_store import CLASS_TOKENS, FeatureStore, output_file, read_text
+from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureStore, output_file, read_text
 from zsad.config.run import PromptSettings
 from zsad.data.images import crop_image, read_image
 from zsad.scorers.clip import score as clip
@@ -158,9 +159,16 @@ def test_few_shot_is_the_mean_with_the_memory_of_all_shots(
         assert one.score == pytest.approx((image + np.max(few)) / 2, abs=1e-5)
 
 
-def test_an_image_in_the_memory_is_as_normal_as_can_be(store: FeatureStore) -> None:
+def test_a_copy_of_a_normal_image_is_as_normal_as_can_be(store: FeatureStore, tmp_path: Path) -> None:
+    """The copy has another digest, because a normal image is never compared with itself."""
+    shutil.copytree(store.folder, tmp_path / "copies")
+    index = (tmp_path / "copies" / INDEX).read_text(encoding="utf-8")
+    for number, digest in enumerate(store.digests):
+        index = index.replace(digest, f"{number}" * 64)
+    (tmp_path / "copies" / INDEX).write_text(index, encoding="utf-8")
     plain = list(winclip.score(category_features(store), WinClip()))
-    remembered = list(winclip.score(category_features(store, shots=store), WinClip(shots=4)))
+    given = category_features(store, shots=FeatureStore(tmp_path / "copies"))
+    remembered = list(winclip.score(given, WinClip(shots=4)))
     for alone, combined in zip(plain, remembered, strict=True):
         torch.testing.assert_close(combined.map, alone.map / 2, atol=1e-6, rtol=0)
         assert combined.score == pytest.approx(alone.score / 2, abs=1e-6)
@@ -184,7 +192,7 @@ def test_a_score_of_zero_makes_a_mean_of_zero_and_nothing_else(tmp_path: Path) -
 def test_zeros_of_the_memory_are_no_infinities() -> None:
     memory = unit(40, 7, seed=3)
     tokens = memory[:18].reshape(2, 9, 7)
-    distances = winclip.association(tokens, memory)
+    distances = winclip.association(tokens, [memory])
     assert distances.min() >= 0
     means = winclip.window_map(distances, GRID, 2)
     assert means.isfinite().all()

@@ -21,12 +21,12 @@ from zsad.scorers.dual import scorer as dual
 from zsad.scorers.dual.scorer import (
     Aggregate,
     Evidence,
-    draw_references,
     fuse_image,
     fuse_map,
     text_scores,
     visual_scores,
 )
+from zsad.scorers.references import draw_references
 
 Vector = Sequence[float]
 LAMBDAS = ScoreSettings(

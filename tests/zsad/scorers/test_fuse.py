@@ -12,9 +12,9 @@ from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.config.run import AdaptSettings, PromptSettings, ScoreSettings, Variant
 from zsad.scorers.dual.fuse import LAMBDAS, fuse_category, with_default_weights
+from zsad.scorers.dual.score import score_category
 from zsad.scorers.dual.scores_file import Scores
 from zsad.steps.encode import encode_category_text, encode_images
-from zsad.steps.score_dual import score_category
 
 VARIANTS: tuple[Variant, ...] = ("text", "text_tta", "visual", "joint", "joint_tta")
 PAPER = ScoreSettings(variants=VARIANTS, tau=0.1)

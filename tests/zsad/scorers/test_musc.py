@@ -17,10 +17,10 @@ from medad.base.errors import InputError
 from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, output_file
 from zsad.config.run import EncoderSettings
-from zsad.scorers.dual.scorer import draw_references
 from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.musc.score import aggregate, rescore, score
 from zsad.scorers.musc.settings import MuSc, MuSc2
+from zsad.scorers.references import draw_references
 from zsad.scorers.scores_file import SystemScores
 from zsad.steps.encode import encode_images
 from zsad.steps.score import score_system

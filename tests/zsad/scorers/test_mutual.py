@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from zsad.scorers.musc import mutual
-from zsad.scorers.musc.mutual import largest_cosines, lowest_mean, mutual_scores, operand
+from zsad.scorers.musc.mutual import circle_scores, largest_cosines, lowest_mean, mutual_scores, operand
 
 CPU = torch.device("cpu")
 SIZES = (4, 9, 4, 18, 1, 9, 4, 9, 4, 4, 9, 2)
@@ -106,13 +106,55 @@ def test_both_products_of_a_cpu_are_the_same(monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(mine, other, atol=1e-6, rtol=0)
 
 
+def test_products_in_bf16_change_distances_little() -> None:
+    """A cosine minus one is rounded to 8 bits: 2^-9 of a distance. The vectors' lengths change by about 1e-4."""
+    first, second = _images((300, 280), width=384)
+    near = normalize(first[:280] + torch.linspace(0, 1, 280)[:, None] * second, dim=-1)
+    for other in (second, near):
+        exact = largest_cosines(operand(first), operand(other))
+        low = largest_cosines(operand(first, bf16=True), operand(other, bf16=True))
+        for mine, theirs in zip(low, exact, strict=True):
+            distances = [(2 - 2 * one).clamp(min=0).sqrt() for one in (mine, theirs)]
+            error = (distances[0] - distances[1]).abs()
+            assert error.max() < 0.03, "near copies"
+            assert error[distances[1] > 0.2].max() < 0.004
+
+
+@pytest.mark.parametrize(("count", "partners"), [(3, 2), (5, 4), (7, 2), (9, 5), (12, 6)])
+def test_in_a_circle_an_image_is_compared_with_its_neighbours(count: int, partners: int) -> None:
+    images = _images(SIZES[:count])
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(3)).tolist()
+    pairs = []
+    found = dict(circle_scores(images.__getitem__, order, partners, 0.3, on_pair=lambda: pairs.append(1)))
+    assert len(pairs) == count * (partners // 2)
+    assert sorted(found) == list(range(count))
+    for place, number in enumerate(order):
+        near = [order[(place + step) % count] for step in range(-(partners // 2), partners // 2 + 1) if step]
+        expected = _by_loops([images[number], *(images[other] for other in near)], 0.3)[0]
+        torch.testing.assert_close(found[number].double(), torch.tensor(expected).double(), atol=1e-5, rtol=0)
+
+
+def test_one_more_image_changes_one_partner_of_its_neighbours_alone() -> None:
+    images = _images([4] * 12)
+    order = list(range(11))
+    before = dict(circle_scores(images.__getitem__, order, 4, 1.0))
+    after = dict(circle_scores(images.__getitem__, [*order[:5], 11, *order[5:]], 4, 1.0))
+    changed = {number for number in order if not torch.equal(before[number], after[number])}
+    assert changed == {3, 4, 5, 6}
+
+
+def test_a_circle_needs_more_images_than_partners() -> None:
+    with pytest.raises(ValueError, match="4 partners in a circle of 4"):
+        list(circle_scores(_images([2] * 4).__getitem__, range(4), 4, 0.3))
+
+
 def _counting(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     """Count how often two images are multiplied, in any order. Images are identified by their sizes."""
     seen: Counter[int] = Counter()
     original = mutual.largest_cosines
 
     def counted(first: mutual.Operand, second: mutual.Operand) -> tuple[torch.Tensor, torch.Tensor]:
-        seen[len(first[0]) * len(second[0])] += 1
+        seen[len(first.pieces[0]) * len(second.pieces[0])] += 1
         return original(first, second)
 
     monkeypatch.setattr(mutual, "largest_cosines", counted)

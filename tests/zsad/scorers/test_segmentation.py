@@ -33,8 +33,8 @@ from zsad.scorers.segmentation.prompts import LOCALISING_PROMPTS, tile_ensemble
 from zsad.scorers.segmentation.score import Models, cut_crops, foreground, image_score, mean_alignment, tile_scores
 from zsad.scorers.segmentation.settings import SegmentationModels
 from zsad.scorers.segmentation.tiles import Tile, cut_tile, place_tiles
+from zsad.scorers.stored_scores import open_scores
 from zsad.steps.encode import encode_images
-from zsad.steps.evaluate import open_scores
 from zsad.steps.score import score_system
 
 CPU = torch.device("cpu")

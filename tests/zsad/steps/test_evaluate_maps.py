@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +175,97 @@ def test_two_maps_of_one_stem_are_refused(tmp_path: Path) -> None:
     put_mask(tmp_path / "masks/0.png", box())
     with pytest.raises(InputError, match=r"has the same name as 0\.npy"):
         run(tmp_path)
+
+
+def put_pairs(folder: Path, names: dict[str, str], count: int = 4) -> None:
+    """Write perfect maps and masks with the names `map` and `mask`, in which N is replaced by a number."""
+    for n in range(count):
+        mask = box() if n % 2 else np.zeros(SHAPE, dtype=bool)
+        put_map(folder / "maps" / names["map"].replace("N", str(n)), mask.astype(np.float32))
+        put_mask(folder / "masks" / names["mask"].replace("N", str(n)), mask)
+
+
+@pytest.mark.parametrize("mask", ["N.jpg", "N.bmp", "N.gif", "N_mask.jpeg", "N/0.png", "N/a_mask.png"])
+def test_masks_in_other_formats_and_in_folders_of_their_own(tmp_path: Path, mask: str) -> None:
+    put_pairs(tmp_path, {"map": "N.npy", "mask": mask})
+    found = run(tmp_path)
+    assert not found.problems
+    assert (found.image.auroc, found.pixel.n_images, found.pixel.n_regions) == (1.0, 4, 2)
+    # JPEG may move the outline by a pixel
+    assert found.pixel.auroc == pytest.approx(1.0, abs=0 if "jp" not in mask else 0.02)
+
+
+def test_a_folder_of_masks_is_their_union(tmp_path: Path) -> None:
+    left, right = box(), box()
+    left[:, 10:], right[:, :10] = False, False
+    put_map(tmp_path / "maps/bad/7.npy", box().astype(np.float32))
+    put_mask(tmp_path / "masks/bad/7/000.png", left)
+    put_mask(tmp_path / "masks/bad/7/001.png", right)
+    found = run(tmp_path)
+    assert not found.problems
+    assert (found.pixel.auroc, found.pixel.n_anomalous_px) == (1.0, 72)
+
+
+def test_two_masks_of_one_name_are_a_problem(tmp_path: Path) -> None:
+    put_pairs(tmp_path, {"map": "N.npy", "mask": "N.png"})
+    put_mask(tmp_path / "masks/1_mask.png", ~box())
+    assert rules(run(tmp_path)) == {"1": "two masks of one name: 1.png and 1_mask.png"}
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"map": "N.npy", "mask": "N_gt.png"}, "a map is 0.npy, a mask 0_gt.png"),
+        ({"map": "N_anomaly_map.npy", "mask": "N.png"}, "a map is 0_anomaly_map.npy, a mask 0.png"),
+    ],
+)
+def test_names_that_never_fit_are_one_line_with_an_example(tmp_path: Path, names: dict[str, str], said: str) -> None:
+    put_pairs(tmp_path, names)
+    with pytest.raises(InputError) as caught:
+        run(tmp_path)
+    assert caught.value.rule.endswith(f"no mask has the name of a map; {said}")
+
+
+def test_a_folder_without_maps_says_what_lies_there(tmp_path: Path) -> None:
+    put_pairs(tmp_path, {"map": "N.npy", "mask": "N.png"})
+    (tmp_path / "maps").rename(tmp_path / "others")
+    (tmp_path / "masks").rename(tmp_path / "maps")
+    (tmp_path / "others").rename(tmp_path / "masks")
+    with pytest.raises(InputError, match=r"no map to evaluate .*\. Left out: 4 x \.png"):
+        run(tmp_path)
+
+
+def test_masks_that_cannot_be_meant_and_inverted_ones(tmp_path: Path) -> None:
+    put_pairs(tmp_path, {"map": "N.npy", "mask": "N.png"})
+    put_mask(tmp_path / "masks/0.png", np.ones(SHAPE, dtype=bool))
+    put_mask(tmp_path / "masks/1.png", ~box())
+    found = run(tmp_path)
+    assert rules(found) == {"0": "the mask covers the whole image; normal pixels must be black"}
+    assert found.notes == ("More than half of the image is anomalous in the mask, which may be inverted: 1.",)
+
+
+def test_without_normal_images_the_figures_of_images_are_undefined(tmp_path: Path) -> None:
+    put_map(tmp_path / "maps/0.npy", box().astype(np.float32))
+    put_mask(tmp_path / "masks/0.png", box())
+    found = run(tmp_path)
+    assert (found.image.auroc, found.image.ap, found.image.f1max, found.image.f1max_threshold) == (None,) * 4
+    assert found.pixel.auroc == 1.0
+
+
+@pytest.mark.data
+def test_every_case_of_maps(tmp_path: Path, real_data: Path) -> None:
+    script = real_data.parent / "cases" / "images" / "maps.py"
+    if not script.is_file():
+        pytest.skip(f"no script {script}")
+    subprocess.run([sys.executable, script, tmp_path / "m"], check=True, capture_output=True)
+    plain = run(tmp_path / "m/plain")
+    for name in ("jpgmask", "labelfolders", "loco"):
+        found = run(tmp_path / "m" / name)
+        assert not found.problems
+        assert found.image == plain.image
+        assert found.pixel.auroc == pytest.approx(plain.pixel.auroc, abs=1e-3)
+    assert rules(run(tmp_path / "m/both")) == {"000": "two masks of one name: 000.png and 000_mask.png"}
+    for name in ("gtname", "mapname", "empty", "pickle", "dupmap", "pngmap", "othershape"):
+        with pytest.raises(InputError) as caught:
+            run(tmp_path / "m" / name)
+        assert "\n" not in str(caught.value)

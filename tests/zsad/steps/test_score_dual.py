@@ -22,10 +22,10 @@ from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import AdaptSettings, EncoderSettings, PromptSettings, ReferenceSettings, ScoreSettings, Variant
 from zsad.data.images import crop_image, read_image
 from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
+from zsad.scorers.dual.score import score_category
 from zsad.scorers.dual.scores_file import Scores
 from zsad.scorers.textures import open_textures
 from zsad.steps.encode import encode_category_text, encode_images
-from zsad.steps.score_dual import score_category
 
 SIZES = [(40, 40), (40, 60), (64, 64), (32, 96), (50, 50), (90, 60), (33, 33), (40, 60)]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)

@@ -11,12 +11,11 @@ import numpy as np
 from medad.base.errors import InputError
 from medad.base.text import natural_order
 from medad.reporting.paired_tests import SharedImages
-from zsad.config.compare import ablation_systems
+from zsad.config.settings import ablation_systems
 from zsad.config.system_base import SystemSettings
 from zsad.reports.run.data import seed_figures
 from zsad.reports.run.document import SeedFigures
 from zsad.scorers.dual.settings import DualImage
-from zsad.scorers.scores_file import ONLY_VARIANT
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation
 from zsad.steps.results import AblationResult, AblationRow, SystemResult
 
@@ -60,7 +59,7 @@ class LoadedSystem:
 
 def variant_of(system: SystemSettings) -> str:
     """Return the variant under which a system's figures are in its evaluations."""
-    return system.variant if isinstance(system, DualImage) else ONLY_VARIANT
+    return system.variant_names[-1]
 
 
 def load_system(result: SystemResult[Path]) -> LoadedSystem:
@@ -89,7 +88,7 @@ def load_ablation(
         system = systems[row.label]
         figures = {
             name: {
-                seed: seed_figures(_load(row.categories[name][seed], system.variant).variants[system.variant])
+                seed: seed_figures(_load(row.categories[name][seed], variant_of(system)).variants[variant_of(system)])
                 for seed in sorted(row.categories[name])
             }
             for name in sorted(row.categories, key=natural_order)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from medad.reporting.failures import FailureRow
 from medad.reporting.seed_statistics import Stat
 from zsad.clip.models import EncoderInfo
-from zsad.config.compare import Ablation
+from zsad.config.settings import Ablation
 from zsad.reports.published import (
     CategoryFigures,
     PublishedRow,

@@ -16,7 +16,7 @@ from medad.base.errors import CaseFailure
 from medad.base.storage import write_bytes
 from medad.reporting.seed_statistics import percentage_points
 from medad.reporting.tables import write_csv
-from zsad.config.compare import CompareSettings
+from zsad.config.settings import ZsadSettings
 from zsad.reports.compare.charts import Dots, Panel, line_chart, overview_png
 from zsad.reports.compare.data import (
     load_system,
@@ -30,7 +30,7 @@ from zsad.reports.compare.document import (
     SystemReport,
 )
 from zsad.reports.compare.summary import make_document
-from zsad.reports.compare.tables import ablation_rows, latex_table, paired_rows, summary_rows, system_rows
+from zsad.reports.compare.tables import ablation_rows, latex_table, paired_rows, score_rows, summary_rows, system_rows
 from zsad.reports.page import page_environment, published_figure
 from zsad.reports.published import CategoryFigures
 from zsad.reports.run.document import PRO_200
@@ -46,16 +46,17 @@ SIGNIFICANT = 0.05
 def write_compare_report(
     out: Path,
     *,
-    settings: CompareSettings,
+    settings: ZsadSettings,
     systems: Sequence[SystemResult[Path]],
     ablations: Sequence[AblationResult[Path]] = (),
     failures: Sequence[CaseFailure] = (),
     versions: Mapping[str, str],
     notes: Sequence[str] = (),
 ) -> None:
-    """Write report.html, report.json, four CSV tables and two LaTeX tables. If a system has figures, write preview.png.
+    """Write report.html, report.json, five CSV tables and two LaTeX tables. If a system has figures, write preview.png.
 
     - systems.csv: one row per system, category and seed
+    - scores.csv: one row per image, system and seed
     - summary.csv: one row per system
     - paired.csv: one row per test and pair of systems
     - ablations.csv: one row per row of an ablation
@@ -90,6 +91,7 @@ def write_compare_report(
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
     write_bytes(out / "report.html", render_html(document).encode())
     write_csv(out / "systems.csv", system_rows(document, loaded))
+    write_csv(out / "scores.csv", score_rows(loaded))
     write_csv(out / "summary.csv", summary_rows(document))
     write_csv(out / "paired.csv", paired_rows(document))
     write_csv(out / "ablations.csv", ablation_rows(document))

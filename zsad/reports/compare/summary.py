@@ -14,7 +14,7 @@ from medad.reporting.failures import failure_rows
 from medad.reporting.paired_tests import MIN_CATEGORIES, MIN_IMAGES, PairedOutcome, delong, holm, wilcoxon
 from medad.reporting.seed_statistics import mean_and_sd
 from zsad.clip.models import describe_encoder
-from zsad.config.compare import Ablation, CompareSettings
+from zsad.config.settings import Ablation, ZsadSettings
 from zsad.config.system_base import SystemSettings
 from zsad.reports.comparable import encoder_deviations, reasons_other_images, shared_deviations, system_deviations
 from zsad.reports.compare.data import LoadedSystem, load_ablation, shared_images
@@ -78,7 +78,7 @@ ABLATIONS: dict[Ablation, tuple[str, str]] = {
 
 
 def make_document(
-    settings: CompareSettings,
+    settings: ZsadSettings,
     systems: Sequence[LoadedSystem],
     ablations: Sequence[AblationResult[Path]],
     failures: Sequence[CaseFailure],
@@ -155,11 +155,11 @@ def make_document(
 
 
 def is_published_row_of(system: SystemSettings, row: PublishedRow) -> bool:
-    """Return whether a published row belongs to this system, in its configured variant."""
-    if isinstance(system, DualImage):
-        return row.variant == system.variant and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
+    """Return whether a published row belongs to this system, in its configured variant. Few-shot systems have none."""
     if system.shot_count:
         return False
+    if isinstance(system, DualImage):
+        return row.variant == system.variant_names[-1] and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
     return row.variant is None and row.system in PUBLISHED_AS.get(_system_name(system), ())
 
 
@@ -287,7 +287,7 @@ def _table(
     )
 
 
-def _ablation(result: AblationResult[Path], settings: CompareSettings) -> AblationReport:
+def _ablation(result: AblationResult[Path], settings: ZsadSettings) -> AblationReport:
     loaded = load_ablation(result, settings.ablation_encoder)
     printed = published_ablation(result.ablation) if settings.published else ()
     title, varied = ABLATIONS[result.ablation]
@@ -313,7 +313,7 @@ def _ablation(result: AblationResult[Path], settings: CompareSettings) -> Ablati
     )
 
 
-def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list[Notice]:
+def _notices(settings: ZsadSettings, systems: Sequence[LoadedSystem]) -> list[Notice]:
     """Return notices on encoders that are not CLIP. They name the systems concerned unless all are.
 
     Systems without results are included.
@@ -345,7 +345,7 @@ def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list
     ]
 
 
-def _definitions(settings: CompareSettings) -> dict[str, str]:
+def _definitions(settings: ZsadSettings) -> dict[str, str]:
     return definitions_shown(settings.evaluation) | {
         "Papers": f"{ANOMALY_CLIP} (ICLR 2024). {DUAL_IMAGE} (2024). {SEGMENTATION} (VAND challenge 2023).",
         "Rank": (

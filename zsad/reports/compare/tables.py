@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from medad.base.text import escape_bad_bytes, natural_order
 from medad.reporting.seed_statistics import percent
 from medad.reporting.tables import latex_escaped
 from zsad.reports.compare.data import LoadedSystem
@@ -38,6 +39,34 @@ def system_rows(document: CompareDocument, systems: Sequence[LoadedSystem]) -> I
                     "peak_memory_bytes": cost and cost.peak_memory_bytes,
                     "encoder": report.made_by.description,
                 }
+
+
+def score_rows(systems: Sequence[LoadedSystem]) -> Iterator[dict[str, Any]]:
+    """Yield scores.csv: one row per image, system and seed."""
+    for loaded in systems:
+        for category, seeds in loaded.evaluated.items():
+            inputs = loaded.result.inputs.get(category)
+            ids: dict[str, list[str]] = {}
+            for image in inputs.images if inputs else ():
+                ids.setdefault(image.sha256, []).append(escape_bad_bytes(image.id))
+            for seed, evaluated in seeds.items():
+                threshold = evaluated.variants[loaded.variant].threshold
+                rows = [(name, one) for one in {i.sha256: i for i in evaluated.images}.values()
+                        for name in ids.get(one.sha256, [one.sha256[:12]])]  # fmt: skip
+                for name, one in sorted(rows, key=lambda row: natural_order(row[0])):
+                    score = one.scores[loaded.variant]
+                    yield {
+                        "system": loaded.name,
+                        "category": category,
+                        "id": name,
+                        "anomalous": None if one.anomalous is None else int(one.anomalous),
+                        "defect": one.defect,
+                        "seed": seed,
+                        "score": score,
+                        "threshold": threshold and threshold.value,
+                        "flagged": threshold and int(score >= threshold.value),
+                        "encoder": loaded.result.encoder.description,
+                    }
 
 
 def summary_rows(document: CompareDocument) -> Iterator[dict[str, Any]]:

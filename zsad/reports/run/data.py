@@ -17,7 +17,7 @@ from medad.base.storage import read_record
 from medad.base.text import escape_bad_bytes, hide_paths, natural_order
 from zsad.clip.feature_store import INDEX, FeatureIndex
 from zsad.clip.models import EncoderInfo, is_embedded
-from zsad.config.run import EncoderSettings, EvaluationSettings, Variant
+from zsad.config.run import EncoderSettings, EvaluationSettings
 from zsad.data.images import Crops, merge_maps
 from zsad.data.labelled import LabelledImage
 from zsad.reports.run.document import (
@@ -28,7 +28,7 @@ from zsad.reports.run.document import (
     ShownImage,
 )
 from zsad.reports.run.figures import variant_figures
-from zsad.scorers.dual.scores_file import Scores
+from zsad.scorers.stored_scores import StoredScores, open_scores
 from zsad.steps.evaluate import METRICS_FILE, CategoryCurves, CategoryEvaluation, VariantEvaluation
 from zsad.steps.results import CategoryResult
 
@@ -49,7 +49,7 @@ class LoadedCategory:
     index: FeatureIndex
     curves: CategoryCurves
     """Curves of the shown seed."""
-    scores: Scores
+    scores: StoredScores
     """Scores of the shown seed."""
     prompts_per_side: int | None
 
@@ -64,20 +64,18 @@ class LoadedCategory:
 
     @cached_property
     def _scored(self) -> dict[str, int]:
-        return {image.sha256: number for number, image in enumerate(self.scores.index.images)}
+        return {digest: number for number, digest in enumerate(self.scores.digests)}
 
     def size_hw(self, image: LabelledImage) -> tuple[int, int]:
         """Return height and width of the image file, px."""
         row = self.index.images[self._rows[image.sha256]]
         return row.height, row.width
 
-    def patch_map(self, image: LabelledImage, variant: Variant) -> Float32[np.ndarray, "C g g"]:
+    def patch_map(self, image: LabelledImage, variant: str) -> Float32[np.ndarray, "C g g"]:
         """Return the scores of the image's patches with the shown seed."""
         return self.scores.patch_map(self._scored[image.sha256], variant)
 
-    def score_map(
-        self, image: LabelledImage, variant: Variant, settings: EvaluationSettings
-    ) -> Float32[np.ndarray, "h w"]:
+    def score_map(self, image: LabelledImage, variant: str, settings: EvaluationSettings) -> Float32[np.ndarray, "h w"]:
         """Return the map that is compared with masks, at evaluation size, with the shown seed."""
         row = self.index.images[self._rows[image.sha256]]
         crops = Crops(row.canvas, row.offsets, self.index.size_px)
@@ -87,8 +85,9 @@ class LoadedCategory:
 
     def reference(self, image: LabelledImage) -> LabelledImage | None:
         """Return the first reference image of an image, or None."""
-        named = self.scores.index.images[self._scored[image.sha256]].references
-        return next((other for digest in named[:1] for other in self.images if other.sha256 == digest), None)
+        named = self.scores.references(self._scored[image.sha256])
+        known = (*self.images, *self.result.normal)
+        return next((other for digest in named[:1] for other in known if other.sha256 == digest), None)
 
     def encoder(self, settings: EncoderSettings) -> EncoderInfo:
         """Return the encoder that made the features. A copy of the embedded model is recognised by its weights."""
@@ -98,7 +97,7 @@ class LoadedCategory:
             description += " (the embedded model)"
         return EncoderInfo(description=description, random_weights=self.index.random_weights, embedded=embedded)
 
-    def report(self, variants: Sequence[Variant], encoder: EncoderInfo, shown: Sequence[ShownImage]) -> CategoryReport:
+    def report(self, variants: Sequence[str], encoder: EncoderInfo, shown: Sequence[ShownImage]) -> CategoryReport:
         """Return the part of the report about this category, with the images to show."""
         ids = {image.sha256: image.id for image in self.images}
         first = self.evaluated[self.shown_seed]
@@ -134,7 +133,7 @@ class LoadedCategory:
         )
 
 
-def load_category(result: CategoryResult[Path], variants: Sequence[Variant]) -> LoadedCategory:
+def load_category(result: CategoryResult[Path], variants: Sequence[str]) -> LoadedCategory:
     """Read everything except the maps. Raise InputError for a file that is missing, damaged, or lacks a variant."""
     evaluated = {seed: CategoryEvaluation.load(result.evaluated[seed]) for seed in sorted(result.evaluated)}
     for seed, one in evaluated.items():
@@ -153,8 +152,10 @@ def load_category(result: CategoryResult[Path], variants: Sequence[Variant]) -> 
         image_scores=scored,
         index=index,
         curves=CategoryCurves.load(result.evaluated[seed]),
-        scores=Scores(result.scores[seed]),
-        prompts_per_side=read_record(_TextFile, result.text / "text.json").counts.get("anomalous"),
+        scores=open_scores(result.scores[seed]),
+        prompts_per_side=None
+        if result.text is None
+        else read_record(_TextFile, result.text / "text.json").counts.get("anomalous"),
     )
 
 

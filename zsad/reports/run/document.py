@@ -15,10 +15,13 @@ from medad.base.text import hide_paths
 from medad.reporting.failures import FailureRow
 from medad.reporting.seed_statistics import Stat
 from zsad.clip.models import EncoderInfo
-from zsad.config.run import EvaluationSettings, Variant, ZsadSettings
+from zsad.config.run import EvaluationSettings
+from zsad.config.settings import ZsadSettings
+from zsad.config.system_base import ONLY_VARIANT, SystemSettings
 from zsad.evaluation.metrics import definitions
 from zsad.reports.comparable import reasons_not_comparable
 from zsad.reports.published import TITLES, PublishedRow, published_rows
+from zsad.scorers.dual.settings import DualImage
 from zsad.steps.evaluate import CategoryCurves
 
 SCHEMA_VERSION = 1
@@ -33,13 +36,19 @@ EMBEDDED_NOTICE = (
     "trained on hundreds of millions of photographs."
 )
 
-VARIANTS: dict[Variant, str] = {
+VARIANTS: dict[str, str] = {
     "text": "patches and class token are compared with the prompts, without a reference image",
     "text_tta": "text, with test-time adaptation",
     "visual": "each patch is compared with the nearest patch of a reference image, without text",
     "joint": "text and reference image",
     "joint_tta": "text and reference image, with test-time adaptation (the complete method)",
 }
+
+
+def variant_titles(system: SystemSettings) -> dict[str, str]:
+    """Return a sentence on each score that a system gives an image, by variant."""
+    return {**VARIANTS, ONLY_VARIANT: f"{system.title} ({system.source})"}
+
 
 Rank = Literal[
     "highest anomalous",
@@ -96,7 +105,7 @@ class SeedFigures(_Part):
 
 
 class VariantFigures(_Part):
-    variant: Variant
+    variant: str
     seeds: dict[int, SeedFigures]
     metrics: dict[str, Stat | None]
     deployable_threshold: Stat | None
@@ -110,7 +119,7 @@ class ImageScores(_Part):
     id: str
     anomalous: bool | None
     defect: str
-    scores: dict[Variant, dict[int, float]]
+    scores: dict[str, dict[int, float]]
     """Score of the image by variant and seed."""
 
 
@@ -158,7 +167,7 @@ class CategoryReport(_Part):
 class Macro(_Part):
     """Mean over categories, then over seeds."""
 
-    variant: Variant
+    variant: str
     metrics: dict[str, Stat | None]
     categories: dict[str, int]
     """Number of categories of each mean."""
@@ -168,7 +177,7 @@ class Macro(_Part):
 class ColourScale(_Part):
     """Colour scale of all heat maps."""
 
-    variant: Variant
+    variant: str
     seed: int
     low: float
     high: float
@@ -218,7 +227,7 @@ def make_document(
     distinct = tuple(dict.fromkeys(encoders))
     notices = notices_of(settings, distinct)
     published = None
-    if settings.published is not None:
+    if settings.published is not None and isinstance(settings.method, DualImage):
         scored = {one.name: len(one.images) for one in categories}
         reasons = reasons_not_comparable(settings, settings.published, scored)
         published = PublishedTable(

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from medad.base.text import natural_order
 from medad.reporting.seed_statistics import Stat, mean_and_sd
-from zsad.config.run import Variant
 from zsad.reports.run.document import (
     METRICS,
     CategoryReport,
@@ -18,7 +17,7 @@ from zsad.reports.run.document import (
 )
 
 
-def variant_figures(variant: Variant, seeds: Mapping[int, SeedFigures]) -> VariantFigures:
+def variant_figures(variant: str, seeds: Mapping[int, SeedFigures]) -> VariantFigures:
     """Return the figures of a variant, with means over seeds."""
     ordered = {seed: seeds[seed] for seed in sorted(seeds)}
     seed_values = list(ordered.values())
@@ -34,7 +33,7 @@ def variant_figures(variant: Variant, seeds: Mapping[int, SeedFigures]) -> Varia
     )
 
 
-def macro_means(categories: Sequence[CategoryReport], variants: Sequence[Variant]) -> tuple[Macro, ...]:
+def macro_means(categories: Sequence[CategoryReport], variants: Sequence[str]) -> tuple[Macro, ...]:
     """Return the mean over categories of each metric for each seed, then its mean and sd over the seeds.
 
     A category without the metric is left out. Only seeds that all other categories have are used.

@@ -1,41 +1,47 @@
-"""Outputs of `adflows zsad score`: scores.csv, a heat map for each image, and a report.
+"""Outputs of `adflows zsad score`: scores.csv, a heat map for each image, flagged images, and a report.
 
-Files are named by the ids of the images: `scratch/003` becomes maps/scratch/003.png and maps/scratch/003.tiff. So maps
-can be evaluated with masks in folders of the same structure.
+scores.csv is written first, so that a problem with a picture never costs the scores. Files are named by the ids of the
+images: `scratch/003` becomes maps/scratch/003.png and maps/scratch/003.tiff. So maps can be evaluated with masks in
+folders of the same structure.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from PIL import Image, TiffImagePlugin
-from PIL.PngImagePlugin import PngInfo
+from typing import Any
 
 from medad.base.errors import CaseFailure
 from medad.base.storage import disk_full_as_user_error, write_bytes
-from medad.base.text import escape_bad_bytes
+from medad.base.text import escape_bad_bytes, natural_order
 from medad.reporting.failures import failure_rows
 from medad.reporting.tables import write_csv
-from zsad.clip.models import EncoderInfo, describe_encoder
-from zsad.config.run import Variant, ZsadSettings
-from zsad.data.images import read_image, resize_map
+from zsad.clip.models import describe_encoder
+from zsad.config.settings import ZsadSettings
 from zsad.data.labelled import LabelledImage
-from zsad.reports.pictures import overlay
 from zsad.reports.run.data import LoadedCategory, load_category
-from zsad.reports.run.document import ColourScale, notices_of
-from zsad.reports.run.report import colour_scale, heat_scale, write_pages
+from zsad.reports.run.maps import MAPS, MapFormat, MapWriter
+from zsad.reports.run.report import write_pages
 from zsad.steps.results import CategoryResult
 
-MapFormat = Literal["png", "tiff", "npy"]
+FLAGGED = "flagged"
+"""Name of the folder with the heat maps of the flagged images, in the order of their scores."""
+PROBLEMS = "problems.json"
+"""Name of the list of images whose map could not be written."""
+SCORES = "scores.csv"
 
-MAPS = "maps"
-ABOUT = "about.txt"
-"""Name of a file in the folder of maps that describes them, because .npy files have no description."""
-PNG_SIDE_PX = 2048
-"""Longer side to which the heat map PNG of a larger image is reduced. The float map is not reduced."""
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Image with its score and its place: 1 is the most anomalous."""
+
+    rank: int
+    image: LabelledImage
+    score: float
+    flagged: bool | None
 
 
 def write_score_outputs(
@@ -49,12 +55,11 @@ def write_score_outputs(
     formats: Sequence[MapFormat] = ("png", "tiff"),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write scores.csv, maps (maps/ID.png, .tiff or .npy), report.html, report.json and preview.png.
+    """Write scores.csv, maps (maps/ID.png, .tiff or .npy), flagged/, report.html, report.json and preview.png.
 
-    Maps and scores are those of the last variant and the only seed (of several, the lowest). Float maps are float32 at
-    the size of the image file; higher is more anomalous. The PNG shows the same map in colours over the image, with one
-    scale for all images. The description in TIFF and PNG files names the system and the encoder; maps/about.txt does so
-    for .npy files. Each row of scores.csv names the encoder.
+    Maps and scores are those of the last variant and the only seed (of several, the lowest). scores.csv begins with the
+    highest score. An image whose map or picture cannot be written keeps its row, with the problem, and is listed in
+    problems.json; all others are complete.
 
     Parameters
     ----------
@@ -73,100 +78,104 @@ def write_score_outputs(
     Raises
     ------
     InputError
-        A file of a result or an image is missing or damaged.
+        A file of a result is missing or damaged.
     DiskFullError
         The disk is full.
     """
-    variant = settings.score.variants[-1]
-    loaded = None if category is None else load_category(category, settings.score.variants)
-    scale = None if loaded is None or not loaded.images else colour_scale([loaded], variant)
-    rows: list[dict[str, Any]] = []
-    encoder = describe_encoder(settings.encoder)
-    if loaded is not None and scale is not None:
-        made_by = loaded.encoder(settings.encoder)
-        encoder = made_by.description
-        about = _about(variant, made_by, settings)
-        if "npy" in formats:
-            (out / MAPS).mkdir(exist_ok=True)
-            write_bytes(out / MAPS / ABOUT, (about + "\n").encode())
-        for done, image in enumerate(loaded.images, start=1):
-            _write_maps(out / MAPS, loaded, image, settings, scale, formats, about)
+    loaded = None if category is None else load_category(category, settings.method.variant_names)
+    if loaded is not None and not loaded.images:
+        loaded = None
+    ranked = [] if loaded is None else _rank(loaded, settings)
+    problems: dict[str, str] = {}
+    _write_scores(out, loaded, ranked, failures, settings, problems)
+    if loaded is not None:
+        writer = MapWriter(out / MAPS, loaded, settings, formats)
+        for done, one in enumerate(ranked, start=1):
+            if problem := writer.write(one.image):
+                problems[one.image.id] = problem
+            elif one.flagged and "png" in formats:
+                _copy_flagged(out, writer, one)
             if on_progress is not None:
-                on_progress(done, len(loaded.images))
-        rows += _score_rows(loaded, settings)
-    rows += _failure_rows(failures, settings)
-    write_csv(out / "scores.csv", [row | {"encoder": encoder} for row in rows])
+                on_progress(done, len(ranked))
+        if problems:
+            _write_scores(out, loaded, ranked, failures, settings, problems)
+    write_bytes(out / PROBLEMS, (json.dumps(problems, indent=1) + "\n").encode())
     write_pages(
         out,
         settings=settings,
         categories=[] if category is None else [category],
-        failures=failures,
+        failures=[*failures, *(_failure(category, name, rule) for name, rule in problems.items() if category)],
         versions=versions,
         notes=notes,
     )
 
 
-def _write_maps(
-    folder: Path,
-    category: LoadedCategory,
-    image: LabelledImage,
+def _failure(category: CategoryResult[Path], image: str, rule: str) -> CaseFailure:
+    return CaseFailure(f"{category.name}/{image}", "maps", rule, "", category=category.name)
+
+
+def _rank(category: LoadedCategory, settings: ZsadSettings) -> list[_Ranked]:
+    """Return the images in falling order of their scores."""
+    variant, seed = settings.method.variant_names[-1], category.shown_seed
+    threshold = category.evaluated[seed].variants[variant].threshold
+    scores = {image.id: category.image_scores[seed][image.sha256][variant] for image in category.images}
+    falling = sorted(category.images, key=lambda image: (-scores[image.id], natural_order(image.id)))
+    return [
+        _Ranked(rank, image, scores[image.id], None if threshold is None else scores[image.id] >= threshold.value)
+        for rank, image in enumerate(falling, start=1)
+    ]
+
+
+def _write_scores(
+    out: Path,
+    category: LoadedCategory | None,
+    ranked: Sequence[_Ranked],
+    failures: Sequence[CaseFailure],
     settings: ZsadSettings,
-    scale: ColourScale,
-    formats: Sequence[MapFormat],
-    about: str,
+    problems: Mapping[str, str],
 ) -> None:
-    scores = category.score_map(image, scale.variant, settings.evaluation)
-    height, width = category.size_hw(image)
-    # with_suffix is not used, because an id may contain dots
-    base = folder / image.id
-    with disk_full_as_user_error(base):
-        base.parent.mkdir(parents=True, exist_ok=True)
-        if "png" in formats:
-            shrink = min(1.0, PNG_SIDE_PX / max(height, width))
-            shown_hw = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-            pixels = Image.fromarray(read_image(image.path)).resize(shown_hw[::-1], Image.Resampling.BICUBIC)
-            picture = overlay(np.asarray(pixels), resize_map(scores, shown_hw), heat_scale(scale))
-            text = PngInfo()
-            text.add_itxt("Description", about)
-            picture.save(base.with_name(f"{base.name}.png"), pnginfo=text)
-        if {"tiff", "npy"} & set(formats):
-            full = resize_map(scores, (height, width))
-            if "npy" in formats:
-                np.save(base.with_name(f"{base.name}.npy"), full, allow_pickle=False)
-            if "tiff" in formats:
-                # uncompressed, because every TIFF reader can read that
-                tags = {TiffImagePlugin.IMAGEDESCRIPTION: about}
-                Image.fromarray(full).save(base.with_name(f"{base.name}.tiff"), "TIFF", tiffinfo=tags)
+    encoder = describe_encoder(settings.encoder) if category is None else category.encoder(settings.encoder).description
+    rows: list[dict[str, Any]] = []
+    if category is not None:
+        rows += _score_rows(category, ranked, settings, problems)
+    rows += _failure_rows(failures, settings)
+    common = {"method": settings.method.display_name, "encoder": encoder}
+    write_csv(out / SCORES, [row | common for row in rows])
 
 
-def _about(variant: Variant, encoder: EncoderInfo, settings: ZsadSettings) -> str:
-    """Return one line that describes a map: its meaning, the system and the encoder."""
-    notices = [notice.text for notice in notices_of(settings, [encoder])]
-    what = f"Anomaly map, higher is more anomalous. System: {variant}. Encoder: {encoder.description}."
-    return " ".join([what, *notices])
+def _copy_flagged(out: Path, writer: MapWriter, one: _Ranked) -> None:
+    """Copy the heat map of a flagged image under its rank and original name."""
+    source = writer.file_of(one.image, ".png")
+    target = out / FLAGGED / f"{one.rank:04d}_{source.name}"
+    with disk_full_as_user_error(target):
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
 
 
-def _score_rows(category: LoadedCategory, settings: ZsadSettings) -> Iterator[dict[str, Any]]:
-    variant = settings.score.variants[-1]
+def _score_rows(
+    category: LoadedCategory, ranked: Sequence[_Ranked], settings: ZsadSettings, problems: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    variant = settings.method.variant_names[-1]
     threshold = category.evaluated[category.shown_seed].variants[variant].threshold
-    for image in category.images:
-        score = category.image_scores[category.shown_seed][image.sha256][variant]
-        height, width = category.size_hw(image)
+    for one in ranked:
+        height, width = category.size_hw(one.image)
         yield {
-            "id": image.id,
-            "file": "" if settings.data.pseudonyms else escape_bad_bytes(image.path.name),
-            "score": score,
+            "rank": one.rank,
+            "id": one.image.id,
+            "file": "" if settings.data.pseudonyms else escape_bad_bytes(one.image.path.name),
+            "score": one.score,
             "threshold": None if threshold is None else threshold.value,
-            "flagged": None if threshold is None else int(score >= threshold.value),
+            "flagged": None if one.flagged is None else int(one.flagged),
             "width_px": width,
             "height_px": height,
-            "problem": "",
+            "problem": problems.get(one.image.id, ""),
         }
 
 
 def _failure_rows(failures: Sequence[CaseFailure], settings: ZsadSettings) -> Iterator[dict[str, Any]]:
     for failure in failure_rows(failures, hide_files=settings.data.pseudonyms, images=True):
         yield {
+            "rank": None,
             "id": failure["id"],
             "file": failure["file"],
             "score": None,

@@ -13,26 +13,28 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from medad.base.errors import CaseFailure
+from medad.base.errors import CaseFailure, InputError
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import natural_order
 from medad.reporting.failures import failure_rows
 from medad.reporting.page import jpeg_uri
 from medad.reporting.seed_statistics import Stat
 from medad.reporting.tables import write_csv
-from zsad.config.run import Variant, ZsadSettings
-from zsad.data.images import read_image, read_mask
+from zsad.config.settings import ZsadSettings
+from zsad.config.system_base import ONLY_VARIANT
+from zsad.data.images import read_image
+from zsad.data.masks import read_mask
 from zsad.reports import charts, pictures
 from zsad.reports.charts import NamedCurve, ScoreSets
 from zsad.reports.page import page_environment
 from zsad.reports.run.data import LoadedCategory, load_category
 from zsad.reports.run.document import (
-    VARIANTS,
     CategoryReport,
     ColourScale,
     ReportDocument,
     ShownImage,
     make_document,
+    variant_titles,
 )
 from zsad.reports.run.figures import macro_means, pick_images
 from zsad.reports.run.tables import curve_rows, result_rows, score_rows
@@ -106,7 +108,7 @@ def write_pages(
 ) -> ReportDocument:
     """Write the report without the CSV tables; see `write_report`. Return the document."""
     ordered = sorted(categories, key=lambda one: natural_order(one.name))
-    variants = settings.score.variants
+    variants = settings.method.variant_names
     loaded = [category for one in ordered if (category := load_category(one, variants)).images]
     variant = variants[-1]
     scale = colour_scale(loaded, variant)
@@ -132,28 +134,33 @@ def write_pages(
     )
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
     uris = [[jpeg_uri(row.picture, quality) for row in rows] for rows in pictured]
-    write_bytes(out / "report.html", render_html(document, uris, [_chart(one, variant) for one in loaded]).encode())
+    page = render_html(document, settings, uris, [_chart(one, variant) for one in loaded])
+    write_bytes(out / "report.html", page.encode())
     if scale:
         _write_preview(out / "preview.png", document, pictured, scale)
     return document
 
 
-def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], chart_uris: Sequence[str]) -> str:
+def render_html(
+    document: ReportDocument, settings: ZsadSettings, row_uris: Sequence[Sequence[str]], chart_uris: Sequence[str]
+) -> str:
     """Render the document as one self-contained page. `row_uris` has a picture for each shown image by category."""
     environment = page_environment("zsad.reports.run")
-    environment.filters.update(plain=_number, count=_count)
+    shown_as = {ONLY_VARIANT: settings.method.display_name}
+    environment.filters.update(plain=_number, count=_count, shown=lambda variant: shown_as.get(variant, variant))
     return environment.get_template("report_template.html").render(
         doc=document,
         row_uris=row_uris,
         chart_uris=chart_uris,
         listed=[_highest_scored(category) for category in document.categories],
         colour_bar=pictures.colour_bar_uri(),
-        variants=VARIANTS,
+        variants=variant_titles(settings.method),
+        method=settings.method.display_name,
         settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
     )
 
 
-def colour_scale(categories: Sequence[LoadedCategory], variant: Variant) -> ColourScale | None:
+def colour_scale(categories: Sequence[LoadedCategory], variant: str) -> ColourScale | None:
     """Return one colour scale for all heat maps of a report, from the scores of all patches. None: no images."""
     scores = [one.patch_map(image, variant).ravel() for one in categories for image in one.images]
     if not scores:
@@ -168,7 +175,7 @@ def heat_scale(scale: ColourScale) -> pictures.HeatScale:
 
 
 def _rows(
-    category: LoadedCategory, variant: Variant, settings: ZsadSettings, scale: ColourScale, panel_px: int, misses: int
+    category: LoadedCategory, variant: str, settings: ZsadSettings, scale: ColourScale, panel_px: int, misses: int
 ) -> list[_Row]:
     """Return the images of a category to show. Only these are read from disk."""
     images = category.images
@@ -181,14 +188,19 @@ def _rows(
     for rank, i in pick_images([image.id for image in images], scores, [image.anomalous for image in images], misses):
         image = images[i]
         mask = None
-        if image.mask is not None and image.sha256 not in unusable:
-            mask = read_mask(image.mask, category.size_hw(image))
-        reference = category.reference(image) if variant in {"visual", "joint", "joint_tta"} else None
+        reference = None if variant in {"text", "text_tta"} else category.reference(image)
+        try:
+            pixels = read_image(image.path)
+            reference_pixels = None if reference is None else read_image(reference.path)
+            if image.mask is not None and image.sha256 not in unusable:
+                mask = read_mask(image.mask, category.size_hw(image))
+        except InputError:
+            continue  # a file that was moved away since the scoring cannot be shown; its scores are in the tables
         output = pictures.ImageView(
-            image=read_image(image.path),
+            image=pixels,
             scores=category.score_map(image, variant, settings.evaluation),
             mask=mask,
-            reference=None if reference is None else read_image(reference.path),
+            reference=reference_pixels,
         )
         shown = ShownImage(
             rank=rank,
@@ -204,7 +216,7 @@ def _rows(
     return rows
 
 
-def _chart(category: LoadedCategory, variant: Variant) -> str:
+def _chart(category: LoadedCategory, variant: str) -> str:
     scores_by_digest = category.image_scores[category.shown_seed]
     figures = category.evaluated[category.shown_seed].variants[variant]
 
@@ -255,10 +267,14 @@ def _write_preview(
     tag = f" ({', '.join(kinds)})" if kinds else ""
     captioned = []
     for category, rows in zip(document.categories, pictured, strict=True):
+        if not rows:
+            continue
         order = ("median anomalous", "highest", "median normal")
         row = min(rows, key=lambda one: order.index(one.shown.rank) if one.shown.rank in order else len(order))
         captioned.append((f"{category.name} {row.shown.id}: {row.shown.rank}{tag}", row))
     captioned = captioned[:PREVIEW_ROWS]
+    if not captioned:
+        return
     image = "image; blue: true mask" if any(row.shown.masked for _, row in captioned) else "image"
     referenced = all(row.shown.reference for _, row in captioned)
     picture = pictures.stack_rows(

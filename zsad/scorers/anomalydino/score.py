@@ -7,7 +7,7 @@ The paper leaves some points open, or its code differs from what this project do
 | background of the normal images | it stays in the memory, as in the authors' code |
 | number of patches in the top 1 % | rounded down, at least one; patches of the background count with distance 0 |
 | several crops of one image | their patches are one set; each crop has its own foreground |
-| turned copies | normal images like others; what prepares them is outside this module |
+| turned copies | `zsad.steps.encode` makes them; they have the digest of their image |
 | map | not smoothed; the authors smooth it with a Gaussian of 4 px at the image's size |
 """
 
@@ -25,12 +25,14 @@ from zsad.clip.feature_store import FeatureStore
 from zsad.scorers.anomalydino.foreground import foreground
 from zsad.scorers.anomalydino.settings import AnomalyDino
 from zsad.scorers.dual.scorer import visual_scores
-from zsad.scorers.interface import CategoryFeatures, Scored, mean_of_top
+from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored, mean_of_top
 from zsad.scorers.learned import patches_of
 
 
 def score(category_features: CategoryFeatures, settings: AnomalyDino) -> Iterator[Scored]:
     """Score all images of a category in order. No image affects the scores of another.
+
+    A normal image that is scored itself is not part of its own memory.
 
     The map is the distance 1 - cos of each patch to the nearest patch of the memory, 0..2. The image score is the mean
     of the largest `top_share` of an image's distances. Higher is more anomalous.
@@ -50,10 +52,14 @@ def score(category_features: CategoryFeatures, settings: AnomalyDino) -> Iterato
     store, device = category_features.store, category_features.device
     memory = _memory(category_features.shots, settings, device)
     for number in range(len(store)):
+        others = [tokens for digest, tokens in memory.items() if digest != store.digests[number]]
+        if not others:
+            yield Scored.without_score(number, NO_OTHER_NORMAL)
+            continue
         patches = patches_of(store, number, settings.patch_output).to(device)
         unit = functional.normalize(patches, dim=-1)
         # rounding can make the distance of equal patches negative
-        distances = visual_scores(unit.flatten(0, 1), [memory]).clamp_min(0).cpu()
+        distances = visual_scores(unit.flatten(0, 1), others).clamp_min(0).cpu()
         maps = distances.reshape(-1, store.grid, store.grid)
         if settings.mask_background:
             kept = [torch.from_numpy(foreground(crop, settings.mask_threshold)) for crop in patches]
@@ -61,11 +67,12 @@ def score(category_features: CategoryFeatures, settings: AnomalyDino) -> Iterato
         yield Scored(number, mean_of_top(maps, settings.top_share), maps)
 
 
-def _memory(shots: FeatureStore | None, settings: AnomalyDino, device: torch.device) -> Float[Tensor, "M W"]:
-    """Return all patches of all normal images, L2-normalised."""
+def _memory(shots: FeatureStore | None, settings: AnomalyDino, device: torch.device) -> dict[str, Float[Tensor, "_ W"]]:
+    """Return the patches of each normal image, L2-normalised, by digest."""
     if shots is None:
         raise ValueError(f"{settings.title} needs normal images")
     if not len(shots):
         raise InputError(shots.folder, f"contains no image; {settings.title} needs at least one normal image")
-    patches = [patches_of(shots, number, settings.patch_output).flatten(0, 1) for number in range(len(shots))]
-    return functional.normalize(torch.cat(patches).to(device), dim=-1)
+    patches = (patches_of(shots, number, settings.patch_output).flatten(0, 1) for number in range(len(shots)))
+    units = (functional.normalize(one.to(device), dim=-1) for one in patches)
+    return dict(zip(shots.digests, units, strict=True))

@@ -5,14 +5,13 @@ Equations and figures are those of the dual-image paper (Zhang et al., Dual-Imag
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
 
@@ -80,48 +79,6 @@ def visual_scores(
 def _highest_cosine(query: Float[Tensor, "N D"], reference: Float[Tensor, "M D"]) -> Float[Tensor, " N"]:
     rows = max(1, MAX_COSINES // len(reference))
     return torch.cat([(part @ reference.T).amax(1) for part in torch.split(query, rows)])
-
-
-def draw_references(digests: Sequence[str], seed: int, count: int) -> Int64[ndarray, "n k"]:
-    """Return for each image the rows of `count` random other images. If there are fewer, return all others.
-
-    The choice depends on the seed and on the contents of the images, not on their order. A larger count adds to the
-    references of a smaller one. Files of equal content count as one image. They have the same references, and none is
-    a reference of another.
-
-    Parameters
-    ----------
-    digests
-        sha256 of each image, by row.
-    seed
-        Seed of the choice.
-    count
-        Number of references per image, k of figure 5a.
-    """
-    first_row = {digest: row for row, digest in reversed(list(enumerate(digests)))}
-    distinct = sorted(first_row)
-    rank = {digest: place for place, digest in enumerate(distinct)}
-    k = min(count, max(len(distinct) - 1, 0))
-    drawn = np.empty((len(digests), k), dtype=np.int64)
-    for row, digest in enumerate(digests):
-        own_rank = rank[digest]
-        entropy = hashlib.sha256(f"references {seed} {digest}".encode()).digest()
-        rng = np.random.default_rng(int.from_bytes(entropy[:16], "big"))
-        for place, other in enumerate(_distinct_integers(rng, len(distinct) - 1, k)):
-            # the numbers 0..n-2 count all images except this one
-            drawn[row, place] = first_row[distinct[other + (other >= own_rank)]]
-    return drawn
-
-
-def _distinct_integers(rng: np.random.Generator, below: int, count: int) -> list[int]:
-    """Return the first `count` results of a Fisher-Yates shuffle of 0..below-1, without shuffling the rest."""
-    moved: dict[int, int] = {}
-    taken = []
-    for step in range(count):
-        at = int(rng.integers(step, below))
-        taken.append(moved.get(at, at))
-        moved[at] = moved.get(step, step)
-    return taken
 
 
 @dataclass(frozen=True)

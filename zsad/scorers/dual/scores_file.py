@@ -1,4 +1,4 @@
-"""Scores of the dual-image scorer on disk, written by `zsad.steps.score_dual` and read image by image.
+"""Scores of the dual-image scorer on disk, written by `zsad.scorers.dual.score` and read image by image.
 
 `scores.safetensors` has one row per crop, with the maps before fusion. `scores.json` identifies images only by their
 digest.
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from medad.base.errors import InputError
 from medad.base.storage import read_record, reading
+from zsad.clip.feature_store import ImageProblem
 from zsad.config.run import ScoreSettings, Variant
 from zsad.scorers.dual.scorer import PARTS, Evidence, fuse_map
 
@@ -51,10 +52,12 @@ class ScoresIndex(BaseModel):
     settings: ScoreSettings
     """Settings, without the batch size, which has no effect on scores."""
     images: tuple[ScoredImage, ...]
+    problems: tuple[ImageProblem, ...] = ()
+    """Images that could not be scored."""
 
 
 class Scores:
-    """Scores written by `zsad.steps.score_dual.score_category`, read image by image.
+    """Scores written by `zsad.scorers.dual.score.score_category`, read image by image.
 
     Parameters
     ----------
@@ -91,6 +94,15 @@ class Scores:
     def digests(self) -> Sequence[str]:
         """Return the sha256 of each image, by number."""
         return [image.sha256 for image in self.index.images]
+
+    @property
+    def problems(self) -> tuple[ImageProblem, ...]:
+        """Return the images that could not be scored."""
+        return self.index.problems
+
+    def references(self, i: int) -> tuple[str, ...]:
+        """Return the sha256 of the reference images of image `i`."""
+        return self.index.images[i].references
 
     def image_score(self, variant: str) -> Float64[ndarray, " n"]:
         """Return the score of each image, in the order of the index; higher is more anomalous."""

@@ -7,7 +7,9 @@ Cosines are float32, so distances below 1e-3 are rounding errors.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -19,32 +21,48 @@ COSINES_BYTES = 1 << 31
 PIECE_PATCHES = 1 << 12
 """Largest number of patches of an image multiplied at a time. So a product takes at most 64 MiB for any image."""
 
-Operand = tuple[Tensor, ...]
-"""Patches of an image in pieces, ready to be multiplied."""
 ReadPatches = Callable[[int], Float[Tensor, "P D"]]
 
 
-def operand(patches: Float[Tensor, "P D"]) -> Operand:
+@dataclass(frozen=True)
+class Operand:
+    """Patches of an image in pieces, ready to be multiplied."""
+
+    pieces: tuple[Tensor, ...]
+    bias: Tensor | None = None
+    """Minus one for each patch of a piece, in bf16. None: 32 bits."""
+
+
+def operand(patches: Float[Tensor, "P D"], *, bf16: bool = False) -> Operand:
     """Prepare the patches of one image for `largest_cosines`."""
+    if bf16:
+        pieces = torch.split(patches.bfloat16(), PIECE_PATCHES)
+        return Operand(pieces, torch.full((len(pieces[0]),), -1, dtype=torch.bfloat16, device=patches.device))
     pieces = torch.split(patches, PIECE_PATCHES)
     # oneDNN took half the time of torch's default (MKL) on an AMD processor
     in_one_dnn = patches.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return tuple(piece.to_mkldnn() for piece in pieces) if in_one_dnn else pieces
+    return Operand(tuple(piece.to_mkldnn() for piece in pieces) if in_one_dnn else pieces)
 
 
 def largest_cosines(first: Operand, second: Operand) -> tuple[Float[Tensor, " P"], Float[Tensor, " Q"]]:
     """Return each first-image patch's largest cosine to the second image, and the reverse, from one product."""
     rows: list[Tensor] = []
     columns: list[Tensor] = []
-    for piece in first:
-        products = [_product(piece, other) for other in second]
+    for piece in first.pieces:
+        products = [_product(piece, other, second.bias) for other in second.pieces]
         rows.append(torch.stack([product.amax(1) for product in products]).amax(0))
         found = [product.amax(0) for product in products]
         columns = [torch.maximum(*both) for both in zip(columns, found, strict=True)] if columns else found
-    return torch.cat(rows), torch.cat(columns)
+    to_second, to_first = torch.cat(rows), torch.cat(columns)
+    if second.bias is not None:
+        to_second, to_first = 1 + to_second.float(), 1 + to_first.float()
+    return to_second, to_first
 
 
-def _product(first: Tensor, second: Tensor) -> Tensor:
+def _product(first: Tensor, second: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the cosines. In bf16: the cosines minus one, so that only the small distance is rounded to 8 bits."""
+    if bias is not None:
+        return functional.linear(first, second, bias[: len(second)])
     product = functional.linear(first, second)
     return product.to_dense() if product.is_mkldnn else product
 
@@ -66,8 +84,63 @@ def lowest_mean(cosines: Float[Tensor, "M P"], share: float) -> Float[Tensor, " 
     return lowest.mean(0)
 
 
+def circle_scores(
+    read: ReadPatches,
+    order: Sequence[int],
+    partners: int,
+    share: float,
+    *,
+    bf16: bool = False,
+    on_pair: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int, Float[Tensor, " P"]]]:
+    """Score every image of a set by its neighbours in a circle: `partners` / 2 before it and as many after it.
+
+    The scores are those of `mutual_scores` with these images instead of all others. Each pair is multiplied once. One
+    more image in the circle changes one partner of each of its `partners` neighbours, and no other.
+    Memory contains the patches of `partners` images and their cosines, for any number of images.
+
+    Parameters
+    ----------
+    order
+        Numbers of the images in the circle; more than `partners`.
+    partners
+        Number of neighbours, at least 2; an odd number is rounded down.
+    on_pair
+        Function called after each of `len(order) * (partners // 2)` pairs.
+    """
+    half, count = partners // 2, len(order)
+    if not 2 <= 2 * half < count:
+        raise ValueError(f"{partners} partners in a circle of {count} images")
+    operands: dict[int, Operand] = {}
+    cosines: dict[int, list[Tensor]] = defaultdict(list)
+
+    def operand_at(place: int) -> Operand:
+        if place not in operands:
+            operands[place] = operand(read(order[place]), bf16=bf16)
+        return operands[place]
+
+    for place in range(count):
+        for step in range(1, half + 1):
+            other = (place + step) % count
+            to_second, to_first = largest_cosines(operand_at(place), operand_at(other))
+            cosines[place].append(to_second)
+            cosines[other].append(to_first)
+            on_pair()
+        if place >= half:  # the first ones are needed again where the circle closes
+            del operands[place]
+        for ready in [one for one, found in cosines.items() if len(found) == 2 * half]:
+            yield order[ready], lowest_mean(torch.stack(cosines.pop(ready)), share)
+
+
 def mutual_scores(
-    read: ReadPatches, sizes: Sequence[int], share: float, batch_size: int, device: torch.device
+    read: ReadPatches,
+    sizes: Sequence[int],
+    share: float,
+    batch_size: int,
+    device: torch.device,
+    *,
+    bf16: bool = False,
+    on_pair: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, Float[Tensor, " P"]]]:
     """Score every image of a set by all others.
 
@@ -92,15 +165,24 @@ def mutual_scores(
         Number of images per batch. Two batches are in memory at a time. It changes scores only by rounding.
     device
         Device of the returned scores.
+    bf16
+        Whether products are computed in bf16; see `operand`.
+    on_pair
+        Function called after each product. There are N (N - 1) / 2 if all cosines fit in memory, else more.
     """
+
+    def prepare(number: int) -> Operand:
+        return operand(read(number), bf16=bf16)
+
     count = len(sizes)
     if count < 2:
         raise ValueError(f"{count} images cannot score one another")
     batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     for scored in _batches_in_memory(batches, sizes):
         cosines = {i: torch.empty(count - 1, sizes[i], device=device) for b in scored for i in batches[b]}
-        for i, j, first, second in _pairs(read, batches, scored):
+        for i, j, first, second in _pairs(prepare, batches, scored):
             to_second, to_first = largest_cosines(first, second)
+            on_pair()
             # an image is not compared with itself, so later images move up one row
             if i in cosines:
                 cosines[i][j - 1] = to_second
@@ -122,25 +204,27 @@ def _batches_in_memory(batches: Sequence[range], sizes: Sequence[int]) -> Iterat
     yield range(start, len(batches))
 
 
-def _pairs(read: ReadPatches, batches: Sequence[range], scored: range) -> Iterator[tuple[int, int, Operand, Operand]]:
+def _pairs(
+    prepare: Callable[[int], Operand], batches: Sequence[range], scored: range
+) -> Iterator[tuple[int, int, Operand, Operand]]:
     """Yield all pairs i < j of images with at least one image in a scored batch, batch by batch."""
     for a, batch in enumerate(batches):
         partners = range(a if a in scored else max(a, scored.start), len(batches) if a in scored else scored.stop)
         if not partners:
             continue
-        firsts = [operand(read(i)) for i in batch]
+        firsts = [prepare(i) for i in batch]
         for b in partners:
-            yield from _pairs_of_batches(read, batch, firsts, batches[b])
+            yield from _pairs_of_batches(prepare, batch, firsts, batches[b])
 
 
 def _pairs_of_batches(
-    read: ReadPatches, batch: range, firsts: Sequence[Operand], others: range
+    prepare: Callable[[int], Operand], batch: range, firsts: Sequence[Operand], others: range
 ) -> Iterator[tuple[int, int, Operand, Operand]]:
     """Yield the pairs i < j of two batches, or of one batch.
 
     This is a separate function so that the second batch's patches are freed before the next are read.
     """
-    seconds = firsts if others == batch else [operand(read(j)) for j in others]
+    seconds = firsts if others == batch else [prepare(j) for j in others]
     for i, first in zip(batch, firsts, strict=True):
         for j, second in zip(others, seconds, strict=True):
             if i < j:

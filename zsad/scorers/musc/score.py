@@ -11,8 +11,11 @@ Both read patches of several blocks of the image tower. The parts of the method:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -20,9 +23,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.errors import InputError
-from zsad.scorers.interface import CategoryFeatures, Scored, mean_of_top
-from zsad.scorers.musc.mutual import largest_cosines, lowest_mean, mutual_scores, operand
-from zsad.scorers.musc.settings import MuSc, MuSc2
+from zsad.clip.feature_store import FeatureStore
+from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored, mean_of_top
+from zsad.scorers.musc.mutual import circle_scores, largest_cosines, lowest_mean, mutual_scores, operand
+from zsad.scorers.musc.settings import MuSc, MuSc2, MutualSettings
 
 
 def score(category_features: CategoryFeatures, settings: MuSc | MuSc2) -> Iterator[Scored]:
@@ -35,11 +39,15 @@ def score(category_features: CategoryFeatures, settings: MuSc | MuSc2) -> Iterat
     MuSc yields all images at the end, because every image is scored by all others. Memory then contains the maps of all
     images, in addition to what `zsad.scorers.musc.mutual.mutual_scores` needs. MuSc-2 yields images one by one.
 
+    With `shots`, images are compared with the normal images instead, and yielded one by one.
+
     Raises
     ------
     InputError
         Features are missing or damaged, or the category has only one image.
     """
+    if settings.shots:
+        return _against_normal(category_features, settings)
     if isinstance(settings, MuSc2):
         return _against_references(category_features, settings)
     return _against_all(category_features, settings)
@@ -54,11 +62,19 @@ def _against_all(category_features: CategoryFeatures, settings: MuSc) -> Iterato
         )
     maps = [torch.zeros(size) for size in sizes]
     passes = [(output, degree) for output in settings.outputs for degree in settings.degrees]
+    circle = settings.partners is not None and len(sizes) > settings.partners
+    each = len(sizes) * (settings.partners // 2 if circle and settings.partners else (len(sizes) - 1) / 2)
+    progress = _Progress(category_features.report, len(sizes), each * len(passes))
     for output, degree in passes:
-        read = partial(read_patches, category_features, output, degree)
-        for number, found in mutual_scores(
-            read, sizes, settings.share, category_features.batch_size, category_features.device
-        ):
+        read = partial(read_patches, category_features.store, category_features.device, output, degree)
+        more: dict[str, Any] = {"bf16": settings.cosines == "bf16", "on_pair": progress.count}
+        if circle and settings.partners:
+            scored = circle_scores(read, _circle(store.digests), settings.partners, settings.share, **more)
+        else:
+            scored = mutual_scores(
+                read, sizes, settings.share, category_features.batch_size, category_features.device, **more
+            )
+        for number, found in scored:
             maps[number] += found.cpu() / len(passes)
     scores = torch.tensor([mean_of_top(patches, settings.top_share) for patches in maps], dtype=torch.float64)
     if settings.neighbours:
@@ -67,23 +83,75 @@ def _against_all(category_features: CategoryFeatures, settings: MuSc) -> Iterato
         yield Scored(number, float(scores[number]), _by_crop(category_features, patches))
 
 
+def _circle(digests: Sequence[str]) -> list[int]:
+    """Return the numbers of the images in a random order that depends only on their contents."""
+    ranks = [hashlib.sha256(f"circle {digest}".encode()).digest() for digest in digests]
+    return sorted(range(len(ranks)), key=ranks.__getitem__)
+
+
+@dataclass
+class _Progress:
+    """Progress in pairs, reported as a number of images."""
+
+    report: Callable[[int], None]
+    images: int
+    pairs: float
+    done: int = 0
+
+    def count(self) -> None:
+        before = int(self.images * min(1, self.done / self.pairs))
+        self.done += 1
+        now = int(self.images * min(1, self.done / self.pairs))
+        if now > before:
+            self.report(now)
+
+
 def _against_references(category_features: CategoryFeatures, settings: MuSc2) -> Iterator[Scored]:
-    passes = [(output, degree) for output in settings.outputs for degree in settings.degrees]
+    store, device = category_features.store, category_features.device
     for number, references in enumerate(category_features.references.tolist()):
-        found = []
-        for output, degree in passes:
-            query = operand(read_patches(category_features, output, degree, number))
-            others = (operand(read_patches(category_features, output, degree, reference)) for reference in references)
-            cosines = torch.stack([largest_cosines(query, other)[0] for other in others])
-            found.append(lowest_mean(cosines, settings.share))
-        patches = torch.stack(found).mean(0).cpu()
-        yield Scored(number, mean_of_top(patches, settings.top_share), _by_crop(category_features, patches))
+        yield _against(category_features, settings, number, [(store, device, other) for other in references])
 
 
-def read_patches(category_features: CategoryFeatures, output: str, degree: int, number: int) -> Float[Tensor, "P W"]:
+def _against_normal(category_features: CategoryFeatures, settings: MutualSettings) -> Iterator[Scored]:
+    """Score each image by the normal images, except by itself."""
+    normal, device = category_features.shots, category_features.device
+    if normal is None or not len(normal):
+        raise ValueError(f"{settings.title} needs normal images")
+    for number, digest in enumerate(category_features.store.digests):
+        others = [(normal, device, other) for other, known in enumerate(normal.digests) if known != digest]
+        if others:
+            yield _against(category_features, settings, number, others)
+        else:
+            yield Scored.without_score(number, NO_OTHER_NORMAL)
+
+
+def _against(
+    category_features: CategoryFeatures,
+    settings: MutualSettings,
+    number: int,
+    others: Sequence[tuple[FeatureStore, torch.device, int]],
+) -> Scored:
+    """Score one image by other images, given by their stores, the device, and their numbers."""
+    found, bf16 = [], settings.cosines == "bf16"
+    for output in settings.outputs:
+        for degree in settings.degrees:
+            own = read_patches(category_features.store, category_features.device, output, degree, number)
+            query = operand(own, bf16=bf16)
+            cosines = [
+                largest_cosines(query, operand(read_patches(store, device, output, degree, other), bf16=bf16))[0]
+                for store, device, other in others
+            ]
+            found.append(lowest_mean(torch.stack(cosines), settings.share))
+    patches = torch.stack(found).mean(0).cpu()
+    return Scored(number, mean_of_top(patches, settings.top_share), _by_crop(category_features, patches))
+
+
+def read_patches(
+    store: FeatureStore, device: torch.device, output: str, degree: int, number: int
+) -> Float[Tensor, "P W"]:
     """Return all patches of all crops of one image, aggregated, on the device. Raise InputError."""
-    patches = category_features.store.output(number, output)[:, 1:].to(category_features.device)
-    return aggregate(patches, category_features.store.grid, degree).flatten(0, 1)
+    patches = store.output(number, output)[:, 1:].to(device)
+    return aggregate(patches, store.grid, degree).flatten(0, 1)
 
 
 def aggregate(patches: Float[Tensor, "C N W"], grid: int, degree: int) -> Float[Tensor, "C N W"]:

@@ -25,10 +25,24 @@ class MutualSettings(SystemSettings):
     top_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of an image's patches, those with the largest distances, over which its score is averaged. 0: the largest
     distance alone, as published."""
+    shots: Annotated[int, Field(ge=0, le=64)] = 0
+    """Number of normal images with which each image is compared instead of other images, chosen by the seed from the
+    category's training images. 0: none, as published."""
+    cosines: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the products of patches. `bf16` is many times faster on processors with such instructions, and
+    changes distances by less than 0.002."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return block_outputs(self.blocks)
+
+    @property
+    def shot_count(self) -> int:
+        return self.shots
+
+    @property
+    def seeded(self) -> bool:
+        return self.shots > 0 or self.reference_count > 0
 
     @model_validator(mode="after")
     def _degrees_are_odd(self) -> MutualSettings:
@@ -47,7 +61,14 @@ class MuSc(MutualSettings):
     """Name of the system."""
     neighbours: tuple[Annotated[int, Field(ge=1)], ...] = (1, 8, 9)
     """Numbers k of similar images over which an image's score is averaged (RsCIN). The image itself counts. Published:
-    1, 8, 9 for VisA and 1, 2, 3 for MVTec AD. An empty list: no averaging."""
+    1, 8, 9 for VisA and 1, 2, 3 for MVTec AD. An empty list: no averaging. It is not used with `shots`."""
+    partners: Annotated[int, Field(ge=2, le=4096)] | None = None
+    """Largest number of other images with which an image is compared. In a larger set, each image is compared with its
+    neighbours in a random circle. None: all others, as published."""
+
+    @property
+    def compares_images(self) -> bool:
+        return True
 
 
 class MuSc2(MutualSettings):

@@ -13,7 +13,7 @@ Equation numbers are those of the paper. Eq. 1 scores a token by text. Eq. 4 sco
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Float32
@@ -23,13 +23,14 @@ from torch.nn import functional
 from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore
 from zsad.scorers.dual.scorer import text_scores, visual_scores
-from zsad.scorers.interface import CategoryFeatures, Scored
+from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored
 from zsad.scorers.winclip.settings import WinClip
 
 
 def score(category_features: CategoryFeatures, settings: WinClip) -> Iterator[Scored]:
     """Score all images of a category in order. No image affects the scores of another.
 
+    A normal image that is scored itself is not part of its own memory.
     Zero-shot, the image score is the class token's score. The map is the harmonic mean over {image, each window size}.
     With normal images, the map is the mean of the zero-shot map and the memory's map. The image score is the mean of
     the class token's score and the maximum of the memory's map. All scores are 0..1; higher is more anomalous.
@@ -58,6 +59,9 @@ def score(category_features: CategoryFeatures, settings: WinClip) -> Iterator[Sc
             scales.append(window_map(text_scores(windows, text, settings.tau), store.grid, side))
         patches, image = harmonic_mean(torch.stack(scales)), float(classes.double().mean())
         if memory is not None:
+            if not memory.others(store.digests[number]):
+                yield Scored.without_score(number, NO_OTHER_NORMAL)
+                continue
             few = memory.map(store, number)
             patches, image = (patches + few) / 2, (image + float(few.max())) / 2
         yield Scored(number, image, patches)
@@ -89,12 +93,12 @@ def harmonic_mean(scores: Float[Tensor, "k C g g"]) -> Float[Tensor, "C g g"]:
     return len(scores) / (1 / scores).sum(0)
 
 
-def association(tokens: Float[Tensor, "C n d"], memory: Float[Tensor, "m d"]) -> Float[Tensor, "C n"]:
+def association(tokens: Float[Tensor, "C n d"], memory: Sequence[Float[Tensor, "_ d"]]) -> Float[Tensor, "C n"]:
     """Return the distance of each token from the memory: the minimum of (1 - cos) / 2 over its tokens, 0..1 (eq. 4).
 
-    `tokens` and `memory` are L2-normalised.
+    `memory` has the tokens of each normal image. All tokens are L2-normalised.
     """
-    distances = visual_scores(tokens.flatten(0, 1), [memory]) / 2
+    distances = visual_scores(tokens.flatten(0, 1), memory) / 2
     # rounding can make the distance of equal tokens negative; its inverse would be large with the wrong sign
     return distances.clamp_min(0).reshape(tokens.shape[:2])
 
@@ -108,10 +112,15 @@ class _Memory:
         if not len(shots):
             raise InputError(shots.folder, f"contains no image; {settings.title} needs at least one normal image")
         self._windows, self._patches, self._device = settings.windows, settings.patch_output, device
+        self._digests = shots.digests
         self._tokens = {
-            name: torch.cat([self._read(shots, number, name).flatten(0, 1) for number in range(len(shots))])
+            name: [self._read(shots, number, name).flatten(0, 1) for number in range(len(shots))]
             for name in settings.outputs
         }
+
+    def others(self, digest: str) -> list[int]:
+        """Return the numbers of the normal images that are not this image."""
+        return [number for number, known in enumerate(self._digests) if known != digest]
 
     def map(self, store: FeatureStore, number: int) -> Float32[Tensor, "C g g"]:
         """Return the mean of eq. 4's scores over {image, each window size}."""
@@ -121,7 +130,8 @@ class _Memory:
         return torch.stack(scales).mean(0)
 
     def _association(self, store: FeatureStore, number: int, name: str) -> Float32[Tensor, "C n"]:
-        return association(self._read(store, number, name), self._tokens[name])
+        memory = [self._tokens[name][other] for other in self.others(store.digests[number])]
+        return association(self._read(store, number, name), memory)
 
     def _read(self, store: FeatureStore, number: int, name: str) -> Float32[Tensor, "C n d"]:
         return functional.normalize(store.output(number, name).to(self._device), dim=-1)

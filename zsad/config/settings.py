@@ -1,10 +1,13 @@
-"""Settings of `adflows zsad compare`: the systems, their encoders and the data. Frozen and typed; torch is not
-loaded."""
+"""Settings of all image runs: the systems, their encoders and the data. Frozen and typed; torch is not loaded.
+
+`adflows zsad run` uses one system, `adflows zsad compare` any number. A configuration with one system and one encoder
+may name them `method` and `encoder` instead of `systems` and `encoders.main`.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,8 +34,8 @@ IMAGE_WEIGHTS = ((1.0, 1.0, 1.0), (1.0, 1.0, 2.0), (1.0, 2.0, 1.0), (2.0, 1.0, 1
 ADAPTATION_STEPS = tuple(range(1, 7))
 
 
-class CompareSettings(MachineSettings):
-    """Settings of one comparison of systems."""
+class ZsadSettings(MachineSettings):
+    """Settings of one run with one or several systems."""
 
     name: RunName
     """Name of the run and of its folder."""
@@ -40,11 +43,12 @@ class CompareSettings(MachineSettings):
     """Seeds that choose reference images and pseudo anomalies. Reports show the mean and standard deviation over the
     seeds."""
     data: ImagesSettings
-    """Images on which all systems are compared."""
+    """Images that all systems score."""
     encoders: Annotated[dict[EncoderName, EncoderSettings], Field(min_length=1)]
-    """Encoders by name. Systems with the same encoder share its features."""
+    """Encoders by name. Systems with the same encoder share its features. `encoder: {...}` is short for the encoder
+    `main`."""
     systems: Annotated[tuple[System, ...], Field(min_length=1)]
-    """Systems to compare."""
+    """Systems, also called methods. With a single one, write `method: {system: NAME, ...}` instead."""
     ablations: tuple[Ablation, ...] = ()
     """Ablations of the dual-image scorer, as in the dual-image paper (Zhang et al., 2024). `references`: the number of
     reference images (figure 5a). `map_weights` and `image_weights`: the lambdas (supplement, tables 1 and 2). `steps`:
@@ -60,9 +64,44 @@ class CompareSettings(MachineSettings):
     """Evaluation against labels and masks."""
     published: Literal["mvtec", "visa"] | None = None
     """Benchmark for which the report also shows the figures published in the papers. None: no published figures."""
+    maps: tuple[Literal["png", "tiff", "npy"], ...] = ()
+    """Formats of the anomaly maps to write for each image. `png`: in colours over the image. `tiff`, `npy`: float32 at
+    the image's size. An empty list: none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_single(cls, values: Any) -> Any:
+        """Expand `encoder` and `method` to `encoders.main` and `systems`."""
+        if not isinstance(values, Mapping):
+            return values
+        expanded = {key: value for key, value in values.items() if key not in {"encoder", "method"}}
+        if "encoder" in values:
+            given, main = values["encoder"], dict(expanded.get("encoders") or {}).get("main")
+            if isinstance(given, Mapping) and isinstance(main, Mapping):
+                given = {**main, **given}
+            expanded["encoders"] = {**(expanded.get("encoders") or {}), "main": given}
+        if "method" in values:
+            given, systems = values["method"], expanded.get("systems")
+            if isinstance(given, Mapping) and isinstance(systems, list | tuple) and len(systems) == 1:
+                given = {**systems[0], **given}
+            elif systems:
+                raise ValueError("method is short for a single system; set either method or systems")
+            expanded["systems"] = [given]
+        return expanded
+
+    @property
+    def method(self) -> System:
+        """Return the only system. Raises ValueError if there are several."""
+        (system,) = self.systems
+        return system
+
+    @property
+    def encoder(self) -> EncoderSettings:
+        """Return the encoder of the only system."""
+        return self.encoders[self.method.encoder]
 
     @model_validator(mode="after")
-    def _check_names(self) -> CompareSettings:
+    def _check_names(self) -> ZsadSettings:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} contain a seed twice")
         twice = [label for label, count in Counter(system.display_name for system in self.systems).items() if count > 1]
@@ -73,7 +112,7 @@ class CompareSettings(MachineSettings):
             raise ValueError(f"encoders has no {unknown[0]!r}; it has {', '.join(self.encoders)}")
         return self
 
-    def select_systems(self, names: str) -> CompareSettings:
+    def select_systems(self, names: str) -> ZsadSettings:
         """Return these settings with only the named systems. Raises ConfigError.
 
         `names` is `all`, or names or labels of systems, separated by commas.
@@ -88,8 +127,18 @@ class CompareSettings(MachineSettings):
         systems = tuple(s for s in self.systems if s.system in wanted or s.display_name.lower() in wanted)
         return self.model_copy(update={"systems": systems})
 
+    def select_method(self, name: str, published: Callable[[], System]) -> ZsadSettings:
+        """Return these settings with only one system: the first with this name, else that of `published`.
 
-def systems_to_train(settings: CompareSettings) -> tuple[LearnedSettings, ...]:
+        The encoder `main` is needed for a system that the settings do not contain.
+        """
+        system = next((one for one in self.systems if name in {one.system, one.display_name.lower()}), None)
+        if system is None and "main" not in self.encoders:
+            raise ConfigError(f"{self.name} has no method {name}, and no encoder main for it")
+        return self.model_copy(update={"systems": (system or published(),), "ablations": ()})
+
+
+def systems_to_train(settings: ZsadSettings) -> tuple[LearnedSettings, ...]:
     """Return the learned systems without a checkpoint, which the run trains first."""
     return tuple(s for s in settings.systems if isinstance(s, LearnedSettings) and s.checkpoint is None)
 
@@ -122,11 +171,11 @@ def ablation_systems(ablation: Ablation, encoder: str) -> tuple[tuple[str, DualI
     )
 
 
-def load(path: Path, overrides: Mapping[str, Any] | None = None) -> CompareSettings:
+def load(path: Path, overrides: Mapping[str, Any] | None = None) -> ZsadSettings:
     """Read a YAML configuration; `overrides` replaces values of the file by dotted key. Raises ConfigError."""
-    return load_settings(CompareSettings, path, overrides)
+    return load_settings(ZsadSettings, path, overrides)
 
 
-def parse(values: Mapping[str, Any], *, source: str) -> CompareSettings:
+def parse(values: Mapping[str, Any], *, source: str) -> ZsadSettings:
     """Validate settings given as a mapping; `source` names them in errors. Raises ConfigError."""
-    return parse_settings(CompareSettings, values, source=source)
+    return parse_settings(ZsadSettings, values, source=source)

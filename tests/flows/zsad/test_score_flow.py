@@ -1,0 +1,166 @@
+"""The command `adflows zsad score` on people's own photographs: ranks, flags, thresholds, and files that vanish."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.zsad.features import FeatureStages
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., Any]) -> Any:
+    return new_images(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def _cache(world: Any) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADFLOWS_CACHE", str(world.cache))
+        yield
+
+
+def photo(path: Path, number: int, *, defect: bool = False) -> Path:
+    """Write a photograph of a smooth grey plate with noise, and with a bright square as its defect."""
+    pixels = np.random.default_rng(number).normal(120, 4, (64, 64, 3))
+    if defect:
+        pixels[20:44, 20:44] = (255, 40, 40)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Write twelve photographs in two folders, two of them with a defect, with equal names in both folders."""
+    for number in range(12):
+        photo(tmp_path / "photos" / f"cam{number % 2}" / f"IMG_{number // 2}.png", number, defect=number in {4, 7})
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    for number in range(5):
+        photo(tmp_path / "good" / f"{number}.png", 100 + number)
+    return tmp_path / "good"
+
+
+@pytest.fixture
+def score(world: Any, cli: Cli, tmp_path: Path) -> Callable[..., Any]:
+    def run(images: Path, *options: object, out: str = "out") -> Any:
+        return cli("zsad", "score", images, "--config", world.config, "-o", tmp_path / out, "--json", *options)
+
+    return run
+
+
+VISUAL = ("--set", "method.variants=[visual]")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_scores_are_ranked_and_flagged_images_are_shown(
+    score: Callable[..., Any], photos: Path, tmp_path: Path
+) -> None:
+    ran = score(photos, *VISUAL)
+    assert ran.code == 0, ran.err
+    table = rows(tmp_path / "out")
+    assert [int(row["rank"]) for row in table] == list(range(1, 13))
+    values = [float(row["score"]) for row in table]
+    assert values == sorted(values, reverse=True)
+    flagged = [row for row in table if row["flagged"] == "1"]
+    assert 0 < len(flagged) < len(table)
+    shown = sorted(path.name for path in (tmp_path / "out" / "flagged").iterdir())
+    assert shown == [f"{int(row['rank']):04d}_{Path(row['file']).stem}.png" for row in flagged]
+    assert {row["method"] for row in table} == {"Dual-image"}
+
+
+def test_good_photographs_give_references_and_a_threshold(
+    score: Callable[..., Any], photos: Path, good: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "line 2.json"
+    ran = score(photos, *VISUAL, "--normal", good, "--save-threshold", saved)
+    assert ran.code == 0, ran.err
+    table = rows(tmp_path / "out")
+    assert {row["id"] for row in table[:2]} == {"cam0/IMG_2", "cam1/IMG_3"}, "the two with a defect"
+    threshold = json.loads(saved.read_text(encoding="utf-8"))
+    assert (threshold["source"], threshold["images"]) == ("normal", 5)
+    assert {float(row["threshold"]) for row in table} == {threshold["threshold"]}
+    assert all((row["flagged"] == "1") == (float(row["score"]) >= threshold["threshold"]) for row in table)
+    assert {"cam0/IMG_2", "cam1/IMG_3"} <= {row["id"] for row in table if row["flagged"] == "1"}
+
+    one_more = tmp_path / "tomorrow"
+    shutil.copytree(photos, one_more)
+    photo(one_more / "new.png", 50)
+    later = score(one_more, *VISUAL, "--normal", good, "--threshold", saved, out="later")
+    assert later.code == 0, later.err
+    before = {row["id"]: (row["score"], row["flagged"]) for row in table}
+    after = {row["id"]: (row["score"], row["flagged"]) for row in rows(tmp_path / "later")}
+    assert {name: after[name] for name in before} == before, "one more photograph changes no other's score or flag"
+
+
+def test_a_threshold_of_other_scores_is_refused(
+    score: Callable[..., Any], photos: Path, good: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved.json"
+    assert score(photos, *VISUAL, "--normal", good, "--save-threshold", saved).code == 0
+    photo(good / "another.png", 200)
+    ran = score(photos, *VISUAL, "--normal", good, "--threshold", saved, out="later")
+    assert ran.code == 2
+    assert "saved.json: this threshold was made with other settings or other normal images" in ran.err
+
+
+def test_a_threshold_needs_scores_that_do_not_depend_on_the_other_images(
+    score: Callable[..., Any], photos: Path, tmp_path: Path
+) -> None:
+    ran = score(photos, *VISUAL, "--save-threshold", tmp_path / "t.json")
+    assert ran.code == 2
+    assert "add --normal" in ran.err
+    assert not (tmp_path / "t.json").exists()
+    text = ("--set", "method.variants=[text]")
+    assert score(photos, *text, "--save-threshold", tmp_path / "t.json").code == 0
+    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["source"] == "quantile"
+    assert score(photos, *text, "--threshold", tmp_path / "t.json", out="again").code == 0
+
+
+@pytest.mark.parametrize(("variant", "scored"), [("visual", True), ("joint_tta", False)])
+def test_a_photograph_that_vanishes_costs_only_itself(
+    score: Callable[..., Any],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variant: str,
+    scored: bool,
+) -> None:
+    """A file is moved away after the encoding. `visual` needs it only for the picture, `joint_tta` for the score."""
+    encode = FeatureStages.encode
+
+    def then_remove(stages: FeatureStages, categories: Any) -> None:
+        encode(stages, categories)
+        (photos / "cam0" / "IMG_0.png").unlink()
+
+    monkeypatch.setattr(FeatureStages, "encode", then_remove)
+    ran = score(photos, "--set", f"method.variants=[{variant}]", out=variant)
+    assert ran.code == 2
+    table = {row["id"]: row for row in rows(tmp_path / variant)}
+    assert len(table) == 12
+    gone = table.pop("cam0/IMG_0")
+    assert bool(gone["score"]) == scored
+    assert gone["problem"]
+    assert all(row["score"] and not row["problem"] for row in table.values())
+    maps = {path.relative_to(tmp_path / variant / "maps") for path in (tmp_path / variant / "maps").rglob("*.png")}
+    assert maps == {Path(f"{name}.png") for name in table}
+    assert (tmp_path / variant / "report.html").is_file()
+    assert sum("IMG_0.png" in line for line in ran.err.splitlines()) == 1

@@ -1,0 +1,66 @@
+"""Settings of a method that is chosen by its name, fitted to an encoder."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from medad.base.errors import ConfigError
+from zsad.config.run import EncoderSettings
+from zsad.config.systems import METHODS, System
+
+WITHOUT_TEXT: dict[str, dict[str, Any]] = {
+    "dual": {"variants": ("visual",)},
+    "musc": {"degrees": (1,), "top_share": 0.01, "neighbours": (), "partners": 64, "align_corners": False},
+    "musc_2": {"degrees": (1,), "top_share": 0.01, "align_corners": False},
+    "anomalydino": {"turns": 8},
+}
+"""Settings of methods for encoders without text, such as DINOv2, chosen by the measurement in docs/benchmarks.md."""
+WORK_REFERENCES = 8
+"""Number of reference images of the dual-image scorer when it is not chosen by name. The paper compares with 1."""
+
+
+def default_method(encoder: EncoderSettings, *, few_shot: bool) -> str:
+    """Return the name of the method that suits an encoder, with (`few_shot`) or without normal images."""
+    if encoder.has_text:
+        return "dual"
+    return "anomalydino" if few_shot else "musc"
+
+
+def default_settings(encoder: EncoderSettings, *, few_shot: bool) -> System:
+    """Return the settings for work of the method that suits an encoder. Raises ConfigError."""
+    settings = method_settings(default_method(encoder, few_shot=few_shot), encoder)
+    if settings.system != "dual":
+        return settings
+    more = settings.references.model_copy(update={"count": WORK_REFERENCES})
+    return settings.model_copy(update={"references": more})
+
+
+def method_settings(name: str, encoder: EncoderSettings) -> System:
+    """Return the settings of a method for an encoder: the published ones for a CLIP, measured ones for others.
+
+    With a CLIP, methods that read the blocks 6, 12, 18 and 24 of ViT-L read those at the quarters of the encoder's
+    depth.
+
+    Raises
+    ------
+    ConfigError
+        There is no such method, or the encoder is unknown.
+    """
+    from zsad.clip.encoder import depth_of
+    from zsad.config.vision_models import vision_model
+
+    if name not in METHODS:
+        raise ConfigError(f"{name}: no such method; expected one of {', '.join(METHODS)}")
+    kind = METHODS[name]
+    values = {} if encoder.has_text else dict(WITHOUT_TEXT.get(name, {}))
+    if _reads_blocks(kind()):
+        vision = vision_model(encoder.model)
+        depth = depth_of(encoder)
+        quarters = dict.fromkeys(math.ceil(depth * share) for share in (0.25, 0.5, 0.75, 1))
+        values["blocks"] = tuple(quarters) if vision is None else (vision.patch_block(encoder.patch_block),)
+    return kind(**values)
+
+
+def _reads_blocks(settings: System) -> bool:
+    return settings.outputs[:1] != () and settings.outputs[0].startswith("block-") and "blocks" in settings.model_dump()
