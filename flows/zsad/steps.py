@@ -217,7 +217,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Judge:
-    """What scores depend on besides the scored image."""
+    """System, encoder and normal images that an image is scored with."""
 
     method: str
     """Name of the system."""

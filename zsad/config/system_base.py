@@ -74,7 +74,7 @@ class SystemSettings(Settings):
 
     @property
     def compares_images(self) -> bool:
-        """Whether the score of an image depends on the other images that are scored, if there are no normal images."""
+        """Whether the score of an image depends on the other images that are scored, without normal images."""
         return self.reference_count > 0
 
     @property

@@ -154,7 +154,7 @@ def system_deviations(system: SystemSettings, benchmark: Benchmark) -> list[str]
     kind = type(system)
     name = str(system.model_dump(include={"system"})["system"])
     published = kind.model_validate(_BY_SET.get((name, benchmark), {}))
-    keys = [key for key in kind.model_fields if key not in _OWN_SETTINGS | {"shots", "adaptation"}]
+    keys = [key for key in kind.model_fields if key not in _OWN_SETTINGS | {"shots", "adaptation", "variants"}]
     return [*_differing_values(system.display_name, system, published, keys, {})]
 
 

@@ -80,7 +80,7 @@ class CategoryFeatures:
         return self.text.to(self.device)
 
 
-NO_OTHER_NORMAL = "there is no other normal image to compare it with"
+NO_OTHER_NORMAL = "the only normal image has no other to be compared with"
 """Reason why the only normal image has no score."""
 
 
@@ -90,6 +90,13 @@ def mean_of_top(values: Float[Tensor, "*places"], share: float) -> float:
     # 1e-9: a product such as 0.29 * 100 is slightly below the whole number because of rounding
     count = max(1, math.floor(share * len(flat) + 1e-9))
     return float(flat.topk(count).values.double().mean())
+
+
+def top_score(distances: Float[Tensor, "*places"], share: float, *, subtract_median: bool) -> float:
+    """Return an image's score from its patches' distances: `mean_of_top`, relative to their median if wished."""
+    if subtract_median:
+        distances = distances - distances.median()
+    return mean_of_top(distances, share)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +22,7 @@ from torch import Tensor
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import atomic_path, reading
 from zsad.config.run import EncoderSettings
+from zsad.config.system_base import VIT_L_BLOCKS
 from zsad.scorers.anomalyclip.settings import AnomalyClip
 from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.interface import CategoryFeatures
@@ -31,7 +32,7 @@ CHECKPOINT = "checkpoint.safetensors"
 METADATA = "adflows"
 SCHEMA: Literal["adflows zsad learned 1"] = "adflows zsad learned 1"
 OFFICIAL_SUFFIXES = (".pth", ".pt")
-OFFICIAL_KEY = "prompt_learner"
+OFFICIAL_KEY, APRIL_GAN_KEY = "prompt_learner", "trainable_linearlayer"
 FULL_STOP = 269
 """Token of a full stop at the end of a word, in CLIP's vocabulary."""
 _PRIVATE = {"checkpoint", "label", "encoder"}
@@ -75,8 +76,15 @@ def attention_settings_of(settings: EncoderSettings) -> dict[str, Any]:
     return settings.model_dump(mode="json", include=set(_ATTENTION_SETTINGS))
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a file of `Checkpoint.write`, or one of AnomalyCLIP's public checkpoints (.pth, see `import_official`).
+def read_checkpoint(path: Path, blocks: Sequence[int] = VIT_L_BLOCKS) -> Checkpoint:
+    """Read a file of `Checkpoint.write`, or a public checkpoint (.pth, see `import_official`).
+
+    Parameters
+    ----------
+    path
+        The file.
+    blocks
+        Blocks of the layers in a public checkpoint of APRIL-GAN, which does not name them.
 
     Raises
     ------
@@ -84,7 +92,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         The file is missing, damaged, or of another kind.
     """
     if path.suffix.lower() in OFFICIAL_SUFFIXES:
-        return import_official(path)
+        return import_official(path, blocks)
     try:
         with reading(path), safe_open(path, framework="pt") as file:
             stored = (file.metadata() or {}).get(METADATA)
@@ -100,15 +108,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InputError(path, f"is not a checkpoint that this version can read: {where}: {first['msg']}") from error
 
 
-def import_official(path: Path) -> Checkpoint:
-    """Read a checkpoint in AnomalyCLIP's public layout: a state dict of its prompt learner.
+def import_official(path: Path, blocks: Sequence[int] = VIT_L_BLOCKS) -> Checkpoint:
+    """Read a checkpoint in the public layout of AnomalyCLIP or APRIL-GAN.
 
-    The dict is the whole file or its entry `prompt_learner`. `ctx_pos` and `ctx_neg`, [1 1 E W], are V and W.
-    `compound_prompts_text.i`, [Q W], is q_(i+2). The buffer `tokenized_prompts_pos` shows whether prompts end with a
-    full stop. If it is missing, they do, as in the public code. All other buffers repeat the text tower.
-    Projections that the public code never uses are ignored.
+    APRIL-GAN: a state dict of its linear layers, as the whole file or as its entry `trainable_linearlayer`.
+    `fc.i.weight`, [D W], and `fc.i.bias`, [D], belong to the i-th of `blocks`.
 
-    The file does not name its encoder. The published checkpoints were trained with ViT-L-14-336, openai, at 518 px.
+    AnomalyCLIP: a state dict of its prompt learner, as the whole file or as its entry `prompt_learner`. `ctx_pos` and
+    `ctx_neg`, [1 1 E W], are V and W. `compound_prompts_text.i`, [Q W], is q_(i+2). The buffer `tokenized_prompts_pos`
+    shows whether prompts end with a full stop. If it is missing, they do, as in the public code. All other buffers
+    repeat the text tower. Projections that the public code never uses are ignored.
+
+    The files do not name their encoder. The published checkpoints were trained with ViT-L-14-336, openai, at 518 px.
 
     Raises
     ------
@@ -120,9 +131,15 @@ def import_official(path: Path) -> Checkpoint:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise InputError(path, "is not a torch file of plain tensors, or is cut short") from error
+    layers = state.get(APRIL_GAN_KEY, state) if isinstance(state, dict) else None
+    if isinstance(layers, dict) and "fc.0.weight" in layers:
+        return _read_linear_layers(path, layers, blocks)
     learner = state.get(OFFICIAL_KEY, state) if isinstance(state, dict) else None
     if not isinstance(learner, dict) or not {"ctx_pos", "ctx_neg"} <= learner.keys():
-        raise InputError(path, "is not a prompt learner of AnomalyCLIP: ctx_pos and ctx_neg are missing")
+        rule = (
+            "is neither a prompt learner of AnomalyCLIP nor linear layers of APRIL-GAN: ctx_pos and ctx_neg are missing"
+        )
+        raise InputError(path, f"{rule}, and fc.0.weight is")
     deep = _read_deep_tokens(path, learner)
     normal, anomalous = (_read_context(path, learner, name) for name in ("ctx_pos", "ctx_neg"))
     if normal.shape != anomalous.shape or (deep is not None and deep.shape[2] != normal.shape[1]):
@@ -139,6 +156,41 @@ def import_official(path: Path) -> Checkpoint:
         raise InputError(path, f"its prompts match no valid settings: {error.errors()[0]['msg']}") from error
     weights = {"normal": normal, "anomalous": anomalous} | ({} if deep is None else {"deep": deep})
     return Checkpoint(CheckpointMetadata(system=system, encoder=None, paths=None), weights)
+
+
+def _read_linear_layers(path: Path, layers: Mapping[str, Any], blocks: Sequence[int]) -> Checkpoint:
+    count = sum(f"fc.{number}.weight" in layers for number in range(len(layers)))
+    if count != len(blocks):
+        raise InputError(path, f"has linear layers for {count} blocks, the settings name {len(blocks)}")
+    weights: Weights = {}
+    for number, block in enumerate(blocks):
+        weight, bias = (layers.get(f"fc.{number}.{kind}") for kind in ("weight", "bias"))
+        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or weight.ndim != 2:
+            raise InputError(path, f"fc.{number} has no weight of shape [dimension width] with a bias")
+        if bias.shape != weight.shape[:1] or weight.shape != layers["fc.0.weight"].shape:
+            raise InputError(path, f"fc.{number} has a weight or bias of another shape than fc.0")
+        weights[f"block-{block}.weight"] = weight.detach().float().contiguous()
+        weights[f"block-{block}.bias"] = bias.detach().float().contiguous()
+    metadata = CheckpointMetadata(system=AprilGan(blocks=tuple(blocks)), encoder=None, paths=None)
+    return Checkpoint(metadata, weights)
+
+
+def with_trained_values(settings: AnomalyClip, path: Path | None) -> AnomalyClip:
+    """Return the settings with the values of their checkpoint, where the configuration leaves them out.
+
+    These are the settings that a training fixes, such as the full stop and the number of learned tokens. A value that
+    the configuration states is kept, and `trained_weights` refuses it if the checkpoint has another.
+
+    Raises
+    ------
+    InputError
+        The checkpoint is damaged.
+    """
+    trained = None if path is None else read_checkpoint(path).metadata.system
+    if not isinstance(trained, AnomalyClip):
+        return settings
+    left_out = set(settings.fixed_by_training) - settings.model_fields_set
+    return settings.model_copy(update={name: getattr(trained, name) for name in left_out})
 
 
 def _read_context(path: Path, learner: Mapping[str, Any], name: str) -> Tensor:
@@ -182,7 +234,7 @@ def trained_weights(
     path = category_features.checkpoint
     if path is None:
         raise ConfigError(f"{settings.title} must be trained first: it has no checkpoint")
-    found = read_checkpoint(path)
+    found = read_checkpoint(path, settings.blocks if isinstance(settings, AprilGan) else VIT_L_BLOCKS)
     trained_with = found.metadata
     if trained_with.system.system != settings.system:
         raise InputError(path, f"was trained for {trained_with.system.title}, not for {settings.title}")

@@ -9,15 +9,22 @@ from medad.base.errors import ConfigError
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import METHODS, System
 
+_MUTUAL: dict[str, Any] = {"degrees": (1,), "top_share": 0.01, "subtract_median": True, "align_corners": False}
 WITHOUT_TEXT: dict[str, dict[str, Any]] = {
     "dual": {"variants": ("visual",)},
-    "musc": {"degrees": (1,), "top_share": 0.01, "neighbours": (), "partners": 64, "align_corners": False},
-    "musc_2": {"degrees": (1,), "top_share": 0.01, "align_corners": False},
-    "anomalydino": {"turns": 8},
+    "musc": _MUTUAL | {"neighbours": (), "partners": 64},
+    "musc_2": _MUTUAL,
+    "anomalydino": {"turns": 8, "top_share": 0.005, "subtract_median": True},
 }
 """Settings of methods for encoders without text, such as DINOv2, chosen by the measurement in docs/benchmarks.md."""
 MAX_SHOTS = 64
 """Largest number of normal images that are used, unless settings say another."""
+_BLOCKS: dict[str, tuple[float, ...]] = {
+    "musc": (1 / 2, 2 / 3),
+    "musc_2": (1 / 2, 2 / 3),
+    "anomalydino": (1 / 2, 2 / 3, 3 / 4),
+}
+"""Blocks for encoders without text, as shares of the depth: 6, 8 and 9 of 12."""
 WORK_REFERENCES = 8
 """Number of reference images of the dual-image scorer when it is not chosen by name. The paper compares with 1."""
 
@@ -47,22 +54,19 @@ def method_settings(name: str, encoder: EncoderSettings) -> System:
     Raises
     ------
     ConfigError
-        There is no such method, or the encoder is unknown.
+        The method or the encoder is unknown.
     """
     from zsad.clip.encoder import depth_of
-    from zsad.config.vision_models import vision_model
 
     if name not in METHODS:
         raise ConfigError(f"{name}: no such method; expected one of {', '.join(METHODS)}")
     kind = METHODS[name]
     values = {} if encoder.has_text else dict(WITHOUT_TEXT.get(name, {}))
-    if _reads_blocks(kind()):
-        vision = vision_model(encoder.model)
-        depth = depth_of(encoder)
-        quarters = dict.fromkeys(math.ceil(depth * share) for share in (0.25, 0.5, 0.75, 1))
-        values["blocks"] = tuple(quarters) if vision is None else (vision.patch_block(encoder.patch_block),)
+    shares: tuple[float, ...] = ()
+    if not encoder.has_text and name in _BLOCKS:
+        shares = _BLOCKS[name]
+    elif kind().outputs[:1] and kind().outputs[0].startswith("block-"):
+        shares = (0.25, 0.5, 0.75, 1)
+    if shares:
+        values["blocks"] = tuple(dict.fromkeys(math.ceil(depth_of(encoder) * share) for share in shares))
     return kind(**values)
-
-
-def _reads_blocks(settings: System) -> bool:
-    return settings.outputs[:1] != () and settings.outputs[0].startswith("block-") and "blocks" in settings.model_dump()

@@ -126,7 +126,7 @@ REQUESTS: tuple[BaseModel, ...] = (
     LiverMaskRequest(scan=PATH, liver_model=PATH),
     StepRequest(name="window", source=PATH, liver=PATH, liver_labels=(1,), settings=PreprocessSettings()),
     SensitivityRequest(model=PATH, out=PATH),
-    ScoreRequest(images=(PATH,), category=None, out=PATH),
+    ScoreRequest(images=(PATH,), normal=(PATH,), category=None, out=PATH, threshold=PATH),
 )
 FLOWS: tuple[Flow[..., Any], ...] = (
     *(

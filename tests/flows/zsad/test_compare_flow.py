@@ -108,8 +108,8 @@ def test_one_forward_serves_all_systems_of_an_encoder(finished: Any, world: Any)
     indices = [folder / "index.json" for folder in (world.cache / "zsad-encode").iterdir()]
     kept = [tuple(json.loads(index.read_text(encoding="utf-8"))["outputs"]) for index in indices]
     windows = ("window-2", "window-3")
-    all_but_dpam = ("block-1", "block-2", "block-3", "patches", "plain", "tokens", *windows)
-    assert Counter(kept) == dict.fromkeys([all_but_dpam, ("patches",), ("tokens", *windows)], categories)
+    all_but_dpam = ("block-1", "block-2", "block-3", "patches", "plain", "raw", *windows)
+    assert Counter(kept) == dict.fromkeys([all_but_dpam, ("patches",), ("raw", *windows)], categories)
     assert shots == categories, "each category has one normal image, so all seeds choose it"
     assert made(world, "zsad-train") == 2 * categories, "each learned system is trained on the other category"
 

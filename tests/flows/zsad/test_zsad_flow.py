@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -231,6 +232,80 @@ def test_unlabelled_images_are_scored_and_bad_ones_named(world: Any, finished: A
     for image in in_python:
         assert image.score == pytest.approx(float(table[image.path.name]["score"]), abs=1e-5)
         np.testing.assert_allclose(image.map, np.load(out / "maps" / f"{image.path.stem}.npy"), atol=1e-5)
+
+
+def test_what_was_left_out_and_odd_pixels_are_noted(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    del finished
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for photo in (b"a.png", b"b.jfif", b"odd\xff.png"):
+        with open(os.fsencode(folder) + b"/" + photo, "wb") as file:  # noqa: PTH123
+            kind = "JPEG" if b"jf" in photo else "PNG"
+            Image.fromarray(rng.integers(0, 255, (40, 50), dtype=np.uint8)).save(file, format=kind)
+    for n in range(5):
+        Image.new("L", (40, 50), n).save(folder / f"black{n}.png")
+    for name in ("clip.mp4", "raw.cr2", "more.cr2", "Thumbs.db"):
+        (folder / name).write_bytes(b"0" * 9)
+    for n in range(30):
+        (folder / f"html{n}.jpg").write_bytes(b"<!DOCTYPE html>" + str(n).encode())
+    ran = cli("zsad", "score", folder, "--config", world.config, "-o", tmp_path / "out", "--json")
+    assert ran.code == 2
+    report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    notes = [
+        "Left out: 2 x .cr2, 1 x .mp4.",
+        "photos: Almost uniform frame, in which there is nothing to compare: black0, black1, black2 and 2 more.",
+    ]
+    assert set(notes) <= set(report["notes"])
+    assert set(notes) <= set(ran.answer["notices"])
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert all(note in page for note in notes)
+    said = [line for line in ran.err.splitlines() if "HTML page" in line]
+    assert len(said) == 1
+    assert said[0].endswith("(and 29 more of this kind in photos)")
+    assert len([one for one in ran.answer["failures"] if "HTML page" in one["rule"]]) == 30
+    assert page.count("is an HTML page") == 1
+    scored = {row["id"] for row in rows(ran, "scores.csv") if row["score"]}
+    assert scored == {"a", "b", "oddÿ", *(f"black{n}" for n in range(5))}
+
+
+def test_odd_masks_are_noted_in_the_report_of_a_run(again: Callable[..., Any], world: Any, tmp_path: Path) -> None:
+    from PIL import Image, ImageOps
+
+    data = tmp_path / "data"
+    shutil.copytree(world.data, data)
+    truth = data / "cloth" / "ground_truth" / "stain"
+    with Image.open(truth / "000_mask.png") as mask:
+        ImageOps.invert(mask).save(truth / "000_mask.png")
+    Image.new("L", (40, 40), 255).save(truth / "001_mask.png")
+    (data / "screw" / "test" / "good").rename(data / "screw" / "test" / "PASS")
+    ran = again("--data", data)
+    assert ran.code == 2
+    assert {one["case"]: one["rule"] for one in ran.answer["failures"]} == {
+        "cloth/stain/001": "the mask covers the whole image; normal pixels must be black",
+        **{
+            f"screw/PASS/{n:03}": f"anomalous, but without a mask: no {n:03}[_mask].png in ground_truth/"
+            for n in (0, 1)
+        },
+    }
+    said = "\n".join(ran.answer["notices"])
+    assert "may be inverted: stain/000." in said
+    assert "screw: no folder is called good, normal or ok (PASS, stain)" in said
+    assert "data.normal=[PASS]" in said
+    undefined = [row for row in rows(ran, "results.csv") if row["category"] == "screw"]
+    assert all(row["image_ap"] == row["image_f1max"] == row["image_auroc"] == "" for row in undefined)
+    means, cloth = (
+        {(row["variant"], row["seed"]): row["image_ap"] for row in rows(ran, "results.csv") if row["category"] == name}
+        for name in ("mean over categories", "cloth")
+    )
+    for variant in ("text", "joint", "joint_tta"):
+        of_seeds = [float(cloth[variant, seed]) for seed in ("0", "1")]
+        assert float(means[variant, "mean"]) == pytest.approx(sum(of_seeds) / 2)
+    labelled = again("--data", data, "--set", "data.normal=[PASS]")
+    assert {one["case"] for one in labelled.answer["failures"]} == {"cloth/stain/001"}
 
 
 def test_the_embedded_models_scores_say_so_in_every_output(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:

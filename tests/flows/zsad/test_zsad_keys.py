@@ -132,6 +132,11 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("data__pseudonyms", True, set()),
     ("data__visa_split", "2cls_fewshot", set()),
     ("encoder__batch_size", 3, set()),
+    ("encoder__precision", "bf16", {"encode", "score"}),
+    ("encoder__quick_gelu", True, {"text", "encode", "score"}),
+    ("encoder__positions", "bilinear", {"encode", "score"}),
+    ("encoder__interpolation", "bicubic", {"encode", "score"}),
+    ("encoder__fit", "squash", {"encode", "score"}),
     ("encoder__preset", "anomalyclip", {"text", "encode", "score"}),  # random weights: text depends on size_px too
     ("encoder__model", "ViT-B-16", {"text", "encode", "score"}),
     ("encoder__seed", 2, {"text", "encode", "score"}),

@@ -52,18 +52,18 @@ def test_the_papers_configuration_on_the_whole_set_compares() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("score__tau", 1, "score.tau 1 (published 0.07)"),
-        ("score__lambda_1", 2, "score.lambda_1 2 (published 1)"),
-        ("score__lambda_2", 1, "score.lambda_2 1 (published 1.5)"),
-        ("score__lambda_3", 0, "score.lambda_3 0 (published 1)"),
-        ("score__lambda_4", 0.5, "score.lambda_4 0.5 (published 1)"),
-        ("score__lambda_5", 2, "score.lambda_5 2 (published 1)"),
-        ("score__lambda_text", 2, "score.lambda_text 2 (published 1)"),
-        ("score__references", {"count": 3}, "score.references.count 3 (published 1)"),
-        ("score__references", {"aggregate": "mean"}, "score.references.aggregate mean (published min)"),
-        ("adapt__steps", 5, "adapt.steps 5 (published 2)"),
-        ("adapt__beta", 0, "adapt.beta 0 (published 0.5)"),
-        ("adapt__textures", None, "this run uses generated textures"),
+        ("method__tau", 1, "method.tau 1 (published 0.07)"),
+        ("method__lambda_1", 2, "method.lambda_1 2 (published 1)"),
+        ("method__lambda_2", 1, "method.lambda_2 1 (published 1.5)"),
+        ("method__lambda_3", 0, "method.lambda_3 0 (published 1)"),
+        ("method__lambda_4", 0.5, "method.lambda_4 0.5 (published 1)"),
+        ("method__lambda_5", 2, "method.lambda_5 2 (published 1)"),
+        ("method__lambda_text", 2, "method.lambda_text 2 (published 1)"),
+        ("method__references", {"count": 3}, "method.references.count 3 (published 1)"),
+        ("method__references", {"aggregate": "mean"}, "method.references.aggregate mean (published min)"),
+        ("method__adapt__steps", 5, "method.adapt.steps 5 (published 2)"),
+        ("method__adapt__beta", 0, "method.adapt.beta 0 (published 0.5)"),
+        ("method__adapt__textures", None, "this run uses generated textures"),
         ("encoder__vv_blocks", 6, "encoder.vv_blocks 6 (published all)"),
         ("encoder__vv_feed_forward", True, "encoder.vv_feed_forward True"),
         ("encoder__size_px", 336, "encoder.size_px 336"),
@@ -150,15 +150,15 @@ def test_deviations_of_a_compared_encoder_are_named() -> None:
 @pytest.mark.parametrize(
     ("variants", "changes"),
     [
-        (["text"], {"score__lambda_1": 3, "score__lambda_2": 3, "score__lambda_4": 3, "score__lambda_5": 3}),
-        (["text", "visual"], {"adapt__steps": 9, "score__lambda_text": 3}),
-        (["joint"], {"score__lambda_2": 3, "adapt__textures": None}),
-        (["visual"], {"score__tau": 1, "score__lambda_3": 3}),
-        (["joint_tta"], {"score__lambda_text": 3, "evaluation__threshold_quantile": 0.5, "score__batch_size": 1}),
+        (["text"], {"method__lambda_1": 3, "method__lambda_2": 3, "method__lambda_4": 3, "method__lambda_5": 3}),
+        (["text", "visual"], {"method__adapt__steps": 9, "method__lambda_text": 3}),
+        (["joint"], {"method__lambda_2": 3, "method__adapt__textures": None}),
+        (["visual"], {"method__tau": 1, "method__lambda_3": 3}),
+        (["joint_tta"], {"method__lambda_text": 3, "evaluation__threshold_quantile": 0.5}),
     ],
 )
 def test_what_has_no_part_in_the_figures_is_no_difference(variants: list[str], changes: dict[str, Any]) -> None:
-    assert reasons(score__variants=variants, **changes) == []
+    assert reasons(method__variants=variants, **changes) == []
 
 
 def test_other_images_are_another_set() -> None:

@@ -434,8 +434,8 @@ def test_equal_inputs_give_equal_bytes(report: Report, tmp_path: Path) -> None:
     first, second = report(settings, systems, **extra), report(settings, systems, **extra)
     names = sorted(path.name for path in first.folder.iterdir())
     assert names == [
-        *("ablations.csv", "paired.csv", "preview.png", "report.html", "report.json", "summary.csv", "systems.csv"),
-        *("table_image.tex", "table_pixel.tex"),
+        *("ablations.csv", "paired.csv", "preview.png", "report.html", "report.json", "scores.csv"),
+        *("summary.csv", "systems.csv", "table_image.tex", "table_pixel.tex"),
     ]
     for name in names:
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()

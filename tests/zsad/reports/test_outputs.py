@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from skimage.io import imread
 
-from medad.base.errors import CaseFailure, InputError
+from medad.base.errors import CaseFailure
 from tests.zsad.scored_sets import BACKGROUND, ExampleImage, usual, without_labels, write_category, zsad_settings
 from zsad.clip.models import EMBEDDED_FOLDER, describe_encoder
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings
@@ -65,7 +65,8 @@ def test_every_image_has_its_row_and_its_maps_at_its_own_size(category: Category
     ]
     result = category("parts", drawn, settings)
     rows = write(tmp_path / "out", result, settings, formats=("png", "tiff", "npy"))
-    assert [row["id"] for row in rows] == ["a", "line.2/b.c", "wide"]
+    assert [row["id"] for row in rows] == ["line.2/b.c", "wide", "a"], "highest score first"
+    rows = sorted(rows, key=lambda row: row["id"])
     loaded = load_category(result, ("joint",))
     for row, image in zip(rows, loaded.images, strict=True):
         height, width = next(one.size_hw for one in drawn if one.id == row["id"])
@@ -133,7 +134,9 @@ def test_flagged_by_the_deployable_threshold(category: Category, tmp_path: Path)
     drawn = [ExampleImage(f"x{i}", None, i / 8) for i in range(8)]
     rows = write(tmp_path / "out", category("parts", drawn, settings), settings)
     # a score equal to the threshold is flagged
-    assert [(float(row["score"]), row["flagged"]) for row in rows] == [(i / 8, str(int(i >= 4))) for i in range(8)]
+    assert [(float(row["score"]), row["flagged"]) for row in rows] == [
+        (i / 8, str(int(i >= 4))) for i in range(7, -1, -1)
+    ]
     assert {row["threshold"] for row in rows} == {"0.5"}
 
 
@@ -159,8 +162,9 @@ def test_failed_images_are_in_the_table_and_the_rest_goes_on(category: Category,
         ),
     ]
     rows = write(tmp_path / "out", result, settings, failures)
-    assert [row["id"] for row in rows] == ["good/0", "good/1", "good/2", "tiny", "x/broken"]
+    assert [row["id"] for row in rows] == ["good/2", "good/1", "good/0", "tiny", "x/broken"]
     assert rows[4] == {
+        "rank": "",
         "id": "x/broken",
         "file": "broken.png",
         "score": "",
@@ -169,6 +173,7 @@ def test_failed_images_are_in_the_table_and_the_rest_goes_on(category: Category,
         "width_px": "",
         "height_px": "",
         "problem": "the image is broken (truncated)",
+        "method": "Dual-image",
         "encoder": "open_clip ViT-B-16-plus-240",
     }
     document = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
@@ -179,7 +184,8 @@ def test_nothing_could_be_scored(tmp_path: Path) -> None:
     failed = [CaseFailure("parts/a", "encode", "the image is broken", "a.png", "parts")]
     rows = write(tmp_path / "out", None, score_settings(), failed)
     assert [(row["id"], row["problem"]) for row in rows] == [("a", "the image is broken")]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "scores.csv"]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"problems.json", "report.html", "report.json", "scores.csv"}
     assert "No image was scored." in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
@@ -279,9 +285,27 @@ def test_where_nothing_could_be_scored_the_table_still_names_the_encoder(tmp_pat
     assert [row["encoder"] for row in rows] == [describe_encoder(settings.encoder)]
 
 
-def test_a_lost_image_is_named(tmp_path: Path) -> None:
+def test_a_lost_image_keeps_its_score_and_has_a_problem(tmp_path: Path) -> None:
     settings = score_settings()
     result = write_category(tmp_path, "parts", without_labels(usual(2, 0)), settings)
-    result.images[0].path.unlink()
-    with pytest.raises(InputError, match=result.images[0].path.name):
-        write(tmp_path / "out", result, settings)
+    lost, kept = result.images
+    lost.path.unlink()
+    rows = {row["id"]: row for row in write(tmp_path / "out", result, settings)}
+    assert rows[lost.id]["score"]
+    assert "no such file" in rows[lost.id]["problem"]
+    assert not rows[kept.id]["problem"]
+    problems = json.loads((tmp_path / "out" / "problems.json").read_text(encoding="utf-8"))
+    assert problems == {lost.id: rows[lost.id]["problem"]}
+    maps = tmp_path / "out" / "maps"
+    assert (maps / f"{kept.id}.png").is_file()
+    assert not (maps / f"{lost.id}.png").exists()
+    assert (maps / f"{lost.id}.tiff").is_file(), "the map itself needs no photograph"
+
+
+def test_names_too_long_for_the_file_system_are_cut(tmp_path: Path) -> None:
+    settings = score_settings()
+    result = write_category(tmp_path, "parts", without_labels(usual(2, 0)), settings)
+    long = dataclasses.replace(result.images[0], id=f"{'ü' * 120}")
+    rows = write(tmp_path / "out", dataclasses.replace(result, images=(long, result.images[1])), settings)
+    assert {row["problem"] for row in rows} == {""}
+    assert len(list((tmp_path / "out" / "maps").rglob("*.png"))) == 2

@@ -40,8 +40,8 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     ("settings", "output", "first"),
     [
         (AnomalyDino(shots=2), "patches", 0),
-        (AnomalyDino(shots=2, block="last", top_share=0.2), "tokens", 0),
-        (AnomalyDino(shots=2, block=2, top_share=0.5), "block-2", 1),
+        (AnomalyDino(shots=2, blocks="last", top_share=0.2), "tokens", 0),
+        (AnomalyDino(shots=2, blocks=(2,), top_share=0.5), "block-2", 1),
     ],
 )
 def test_each_patch_is_compared_with_all_patches_of_all_normal_images(
@@ -75,7 +75,7 @@ def test_the_only_normal_image_has_no_score(store: FeatureStore, tmp_path: Path)
     tensors = random_tensors(1, OUTPUTS, seed=7)
     alone = write_features(tmp_path / "alone", (1,), tensors)
     (one,) = score(category_features(alone, shots=alone), AnomalyDino())
-    assert one.problem == "there is no other normal image to compare it with"
+    assert one.problem == "the only normal image has no other to be compared with"
 
 
 def unit_patches(store: FeatureStore, number: int) -> torch.Tensor:
@@ -134,11 +134,11 @@ def test_background_has_no_distance(tmp_path: Path) -> None:
     shots = write_features(tmp_path / "b", (1,), random_tensors(1, {"tokens": (GRID**2, WIDTH)}, seed=9), "b")
     given = category_features(everything, shots=shots)
     plain, masked = (
-        next(iter(score(given, AnomalyDino(block="last", mask_background=masking)))) for masking in (False, True)
+        next(iter(score(given, AnomalyDino(blocks="last", mask_background=masking)))) for masking in (False, True)
     )
     torch.testing.assert_close(masked.map, plain.map)
     given = category_features(everything, shots=shots)
-    (none,) = score(given, AnomalyDino(block="last", mask_background=True, mask_threshold=1e6))
+    (none,) = score(given, AnomalyDino(blocks="last", mask_background=True, mask_threshold=1e6))
     assert none.map.max() == none.score == 0
 
 

@@ -96,6 +96,46 @@ def test_scores_are_the_formulas(
         assert torch.equal(halved[number].map, scored[number].map)
 
 
+@pytest.mark.parametrize("stretch", [False, True])
+def test_few_shot_adds_the_distances_of_each_block_to_the_normal_images(
+    source: Source[Path], learned_encoder: EncoderSettings, learner: AprilGanLearner, checkpoint: Path, stretch: bool
+) -> None:
+    settings = AprilGan(blocks=(1, 3), scale=20.0, shots=1, stretch_map=stretch)
+    zero = category_features(source, learned_encoder, checkpoint)
+    shots = FeatureStore(source.features)
+    shots.images = shots.images[1:3]  # two normal images of the memory, one of them with two crops
+    found = list(score(replace(zero, shots=shots), settings))
+    plain = list(score(zero, SETTINGS))
+    tops = [float(one.map.max()) for one in found]
+    for number in (0, 2):
+        for crop in range(len(zero.store.rows_of(number))):
+            added = np.zeros((SIZE, SIZE))
+            for output in ("block-1", "block-3"):
+                memory = [
+                    token
+                    for i in range(2)
+                    for part in shots.output(i, output)[:, 1:].double().tolist()
+                    for token in part
+                ]
+                tokens = zero.store.output(number, output)[crop, 1:].double().tolist()
+                distances = [min(1 - cosine(token, other) for other in memory) for token in tokens]
+                added += np.array(up(square(distances), SIZE, align_corners=True))
+            np.testing.assert_allclose(found[number].map[crop], plain[number].map[crop].numpy() + added, atol=1e-5)
+        low, high = (min(tops), max(tops)) if stretch else (0, 6)
+        expected = 0.5 * plain[number].score + 0.5 * (tops[number] - low) / (high - low)
+        assert found[number].score == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_image_has_nothing_to_stretch_over(
+    source: Source[Path], learned_encoder: EncoderSettings, checkpoint: Path
+) -> None:
+    given = category_features(source, learned_encoder, checkpoint)
+    given.store.images = given.store.images[:1]
+    (one,) = score(replace(given, shots=given.store), AprilGan(blocks=(1, 3), scale=20.0, shots=1, stretch_map=True))
+    (plain,) = score(given, SETTINGS)
+    assert one.score == pytest.approx(plain.score / 2)
+
+
 def test_with_the_texts_exchanged_the_map_is_its_complement(
     source: Source[Path], learned_encoder: EncoderSettings, checkpoint: Path
 ) -> None:

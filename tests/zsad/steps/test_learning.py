@@ -33,7 +33,14 @@ from zsad.scorers.april_gan import score as april_gan
 from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.interface import CategoryFeatures
 from zsad.scorers.learned import Batch, Weights
-from zsad.scorers.weights_file import CHECKPOINT, Checkpoint, import_official, read_checkpoint, trained_weights
+from zsad.scorers.weights_file import (
+    CHECKPOINT,
+    Checkpoint,
+    import_official,
+    read_checkpoint,
+    trained_weights,
+    with_trained_values,
+)
 from zsad.steps import train as learning
 from zsad.steps.evaluate import CategoryEvaluation, evaluate_category
 from zsad.steps.results import Source
@@ -459,6 +466,44 @@ def test_the_public_layout_is_imported(outer: bool, given: Given, tmp_path: Path
         "anomalous",
         "deep",
     }
+
+
+def test_sizes_that_the_configuration_leaves_out_are_the_checkpoints(given: Given, tmp_path: Path) -> None:
+    path = tmp_path / "epoch_15.pth"
+    torch.save(_official(), path)
+    stated = AnomalyClip(context_tokens=3, deep_tokens=2, depth=2, full_stop=True)
+    maps = [[one.map for one in anomalyclip.score(given(path), system)] for system in (AnomalyClip(), stated)]
+    assert all(torch.equal(a, b) for a, b in zip(*maps, strict=True))
+    with pytest.raises(InputError, match="was trained with full_stop true, the settings say false"):
+        list(anomalyclip.score(given(path), AnomalyClip(full_stop=False)))
+    assert with_trained_values(AnomalyClip(tau=0.5), None) == AnomalyClip(tau=0.5)
+
+
+@pytest.mark.parametrize("outer", [True, False])
+def test_april_gans_public_layout_is_imported(outer: bool, given: Given, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    dim = given(tmp_path).store.dim
+    state = {}
+    for number in range(2):
+        state[f"fc.{number}.weight"] = torch.randn(dim, 32, generator=generator)
+        state[f"fc.{number}.bias"] = torch.randn(dim, generator=generator)
+    path = tmp_path / "visa_pretrained.pth"
+    torch.save({"trainable_linearlayer": state} if outer else state, path)
+    found = import_official(path, (1, 3))
+    for number, block in enumerate((1, 3)):
+        assert torch.equal(found.weights[f"block-{block}.weight"], state[f"fc.{number}.weight"])
+        assert torch.equal(found.weights[f"block-{block}.bias"], state[f"fc.{number}.bias"])
+    found.write(tmp_path / CHECKPOINT)
+    maps = [[one.map for one in april_gan.score(given(file), APRIL)] for file in (path, tmp_path / CHECKPOINT)]
+    assert all(torch.equal(a, b) for a, b in zip(*maps, strict=True))
+    with pytest.raises(InputError, match="has linear layers for 2 blocks, the settings name 4"):
+        import_official(path)
+    torch.save(state | {"fc.1.bias": torch.zeros(5)}, path)
+    with pytest.raises(InputError, match=r"fc\.1 has a weight or bias of another shape than fc\.0"):
+        import_official(path, (1, 3))
+    torch.save({name: value for name, value in state.items() if name != "fc.1.bias"}, path)
+    with pytest.raises(InputError, match=r"fc\.1 has no weight of shape \[dimension width\] with a bias"):
+        import_official(path, (1, 3))
 
 
 def test_imported_prompts_without_deep_tokens_or_full_stop(tmp_path: Path) -> None:

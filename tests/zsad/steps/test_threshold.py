@@ -34,7 +34,7 @@ def test_the_threshold_is_just_above_the_kth_score(count: int, rate: float, flag
 
 
 def test_new_normal_images_are_flagged_at_the_rate() -> None:
-    """Of exchangeable scores, a new one reaches the threshold with probability 1 - k / (n + 1), here 2 / 40."""
+    """Check the rate: a new one of exchangeable scores reaches the threshold with probability 1 - k / 40 = 2 / 40."""
     rng = np.random.default_rng(0)
     flagged = [rng.random() >= conformal_threshold(rng.random(39), 0.05) for _ in range(20_000)]
     assert abs(np.mean(flagged) - 0.05) < 0.005

@@ -155,11 +155,11 @@ def make_document(
 
 
 def is_published_row_of(system: SystemSettings, row: PublishedRow) -> bool:
-    """Return whether a published row belongs to this system, in its configured variant."""
-    if isinstance(system, DualImage):
-        return row.variant == system.variant_names[-1] and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
+    """Return whether a published row belongs to this system, in its configured variant. Few-shot systems have none."""
     if system.shot_count:
         return False
+    if isinstance(system, DualImage):
+        return row.variant == system.variant_names[-1] and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
     return row.variant is None and row.system in PUBLISHED_AS.get(_system_name(system), ())
 
 

@@ -27,7 +27,7 @@ from zsad.scorers.anomalyclip.settings import AnomalyClip
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
-from zsad.scorers.weights_file import trained_weights
+from zsad.scorers.weights_file import trained_weights, with_trained_values
 
 INITIAL_STD = 0.02
 """Standard deviation of the learned embeddings before training, as CLIP uses for its word embeddings."""
@@ -160,6 +160,7 @@ def score(category_features: CategoryFeatures, settings: AnomalyClip) -> Iterato
         The checkpoint is missing, or it belongs to another system, other settings or another encoder.
         Or the text tower cannot use the learned weights.
     """
+    settings = with_trained_values(settings, category_features.checkpoint)
     encoder = Encoder.load(category_features.encoder, category_features.device)
     check_tower(encoder, settings)
     weights = trained_weights(category_features, settings, shapes(settings, width(encoder.model)))

@@ -27,7 +27,8 @@ class AnomalyClip(LearnedSettings):
     context_tokens: Annotated[int, Field(ge=1)] = 12
     """Number E of learned words in each of the two prompts."""
     full_stop: bool = False
-    """Full stop at the end of the prompts. The paper shows none, but the public checkpoints were trained with one."""
+    """Full stop at the end of the prompts. The paper shows none, but the public checkpoints were trained with one. With
+    a `checkpoint`, its value is used unless a configuration states another; so are the other sizes of the prompts."""
     deep_tokens: Annotated[int, Field(ge=0)] = 4
     """Number Q of learned tokens per layer of the text tower (eq. 3), at most E. 0: none."""
     depth: Annotated[int, Field(ge=1)] = 9

@@ -16,17 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn import functional
 
-from medad.base.errors import InputError
-from zsad.clip.feature_store import FeatureStore
 from zsad.scorers.anomalydino.foreground import foreground
 from zsad.scorers.anomalydino.settings import AnomalyDino
-from zsad.scorers.dual.scorer import visual_scores
-from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored, mean_of_top
+from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored, top_score
 from zsad.scorers.learned import patches_of
+from zsad.scorers.memory import distances_to, read_memory
 
 
 def score(category_features: CategoryFeatures, settings: AnomalyDino) -> Iterator[Scored]:
@@ -34,15 +29,16 @@ def score(category_features: CategoryFeatures, settings: AnomalyDino) -> Iterato
 
     A normal image that is scored itself is not part of its own memory.
 
-    The map is the distance 1 - cos of each patch to the nearest patch of the memory, 0..2. The image score is the mean
-    of the largest `top_share` of an image's distances. Higher is more anomalous.
+    The map is the distance 1 - cos of each patch to the nearest patch of the memory, 0..2, averaged over `blocks`. The
+    image score is the mean of the largest `top_share` of an image's distances. Higher is more anomalous.
 
     Parameters
     ----------
     category_features
-        Features of the category and of the normal images, `shots`, with the output `settings.patch_output`.
+        Features of the category and of the normal images, `shots`, with the outputs `settings.outputs`.
     settings
-        `block`, `top_share`, `mask_background` and `mask_threshold`. The memory has all images of `shots`.
+        `blocks`, `top_share`, `subtract_median`, `mask_background` and `mask_threshold`. The memory has all images of
+        `shots`.
 
     Raises
     ------
@@ -50,29 +46,16 @@ def score(category_features: CategoryFeatures, settings: AnomalyDino) -> Iterato
         The features are damaged or lack the output, or the folder of normal images is empty.
     """
     store, device = category_features.store, category_features.device
-    memory = _memory(category_features.shots, settings, device)
-    for number in range(len(store)):
-        others = [tokens for digest, tokens in memory.items() if digest != store.digests[number]]
-        if not others:
+    memory = {name: read_memory(category_features.shots, name, settings.title, device) for name in settings.outputs}
+    for number, digest in enumerate(store.digests):
+        if not set(memory[settings.outputs[0]]) - {digest}:
             yield Scored.without_score(number, NO_OTHER_NORMAL)
             continue
-        patches = patches_of(store, number, settings.patch_output).to(device)
-        unit = functional.normalize(patches, dim=-1)
-        # rounding can make the distance of equal patches negative
-        distances = visual_scores(unit.flatten(0, 1), others).clamp_min(0).cpu()
-        maps = distances.reshape(-1, store.grid, store.grid)
+        patches = {name: patches_of(store, number, name).to(device) for name in settings.outputs}
+        found = [distances_to(memory[name], patches[name], digest) for name in settings.outputs]
+        maps = torch.stack(found).mean(0).cpu().reshape(-1, store.grid, store.grid)
         if settings.mask_background:
-            kept = [torch.from_numpy(foreground(crop, settings.mask_threshold)) for crop in patches]
+            crops = patches[settings.outputs[0]]
+            kept = [torch.from_numpy(foreground(crop, settings.mask_threshold)) for crop in crops]
             maps = maps * torch.stack(kept)
-        yield Scored(number, mean_of_top(maps, settings.top_share), maps)
-
-
-def _memory(shots: FeatureStore | None, settings: AnomalyDino, device: torch.device) -> dict[str, Float[Tensor, "_ W"]]:
-    """Return the patches of each normal image, L2-normalised, by digest."""
-    if shots is None:
-        raise ValueError(f"{settings.title} needs normal images")
-    if not len(shots):
-        raise InputError(shots.folder, f"contains no image; {settings.title} needs at least one normal image")
-    patches = (patches_of(shots, number, settings.patch_output).flatten(0, 1) for number in range(len(shots)))
-    units = (functional.normalize(one.to(device), dim=-1) for one in patches)
-    return dict(zip(shots.digests, units, strict=True))
+        yield Scored(number, top_score(maps, settings.top_share, subtract_median=settings.subtract_median), maps)

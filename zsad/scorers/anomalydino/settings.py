@@ -8,7 +8,7 @@ from pydantic import Field
 
 from zsad.config.encoder_outputs import PATCHES
 from zsad.config.run import NotNegative
-from zsad.config.system_base import SystemSettings
+from zsad.config.system_base import Blocks, SystemSettings, block_outputs
 
 
 class AnomalyDino(SystemSettings):
@@ -20,7 +20,7 @@ class AnomalyDino(SystemSettings):
     title: ClassVar[str] = "AnomalyDINO"
     source: ClassVar[str] = "Damm et al., AnomalyDINO (WACV 2025)"
     published: ClassVar[str] = (
-        "DINOv2 ViT-S/14, shorter side 448 px, block last, 1 to 16 shots, 8 turns, masked background of objects"
+        "DINOv2 ViT-S/14, shorter side 448 px, last block, 1 to 16 shots, 8 turns, masked background of objects"
     )
     system: Literal["anomalydino"] = "anomalydino"
     """Name of the system."""
@@ -30,28 +30,26 @@ class AnomalyDino(SystemSettings):
     turns: Annotated[int, Field(ge=1, le=360)] = 1
     """Number of copies of each normal image in the memory, turned by equal steps of a full circle. 1: the image alone.
     Published for objects that lie in any direction: 8."""
-    block: Annotated[int, Field(ge=1)] | Literal["last"] | None = None
-    """Block of the image tower that supplies the patches, counted from 1. `last`: the last block after its LayerNorm,
-    as published. None: the encoder's output `patches`."""
+    blocks: Blocks | Literal["last"] | None = None
+    """Blocks of the image tower that supply the patches, counted from 1. The distances of several blocks are averaged.
+    `last`: the last block after its LayerNorm, as published. None: the encoder's output `patches`."""
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Share of an image's patches, those with the largest distances, over which its score is averaged. At least one
     patch is used."""
+    subtract_median: bool = False
+    """Subtraction of the median of an image's distances before its score is computed. It removes what all patches of an
+    image have in common, such as another illumination. Not published."""
     mask_background: bool = False
     """Exclusion of the background: its patches have the distance 0. Published for objects, not for surfaces."""
     mask_threshold: NotNegative = 0.0
-    """Value of the first principal component from which a patch is foreground. Published for DINOv2 and block `last`:
+    """Value of the first principal component from which a patch is foreground. Published for DINOv2 and blocks `last`:
     10. 0 suits every encoder: the component's sign decides."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return (self.patch_output,)
-
-    @property
-    def patch_output(self) -> str:
-        """Name of the encoder output with the patches."""
-        if self.block is None:
-            return PATCHES
-        return "tokens" if self.block == "last" else f"block-{self.block}"
+        if self.blocks is None:
+            return (PATCHES,)
+        return ("tokens",) if self.blocks == "last" else block_outputs(self.blocks)
 
     @property
     def shot_count(self) -> int:

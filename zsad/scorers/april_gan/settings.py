@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from medad.base.settings import Fraction
 from zsad.config.run import Positive, PromptStyle
@@ -24,17 +26,40 @@ class AprilGan(LearnedSettings):
     """Blocks of the image tower with a linear layer each, counted from 1."""
     scale: Positive = 100.0
     """Factor on the cosines before the softmax, for the class token and the patches."""
-    map_share: Fraction = 0.0
-    """Weight of the map's maximum in the image's score. The rest is the weight of the class token. Published: 0 for
-    zero-shot, 0.5 for few-shot."""
+    shots: Annotated[int, Field(ge=0, le=64)] = 0
+    """Number of normal images in the memory, chosen by the seed from the category's training images. 0: zero-shot.
+    Published: 0, 1 and 4."""
+    map_share: Fraction | None = None
+    """Weight of the map's maximum in the image's score. The rest is the weight of the class token. None: as published,
+    0 for zero-shot and 0.5 for few-shot."""
+    stretch_map: bool = False
+    """Stretching of the map's maximum to 0..1 over all images of the category, before it enters the image's score. So
+    the few-shot figures were published. Without it no score depends on other images."""
     fixed_by_training: ClassVar[tuple[str, ...]] = ("blocks",)
     """Names of the settings that must equal those of the training."""
     training: Training = Training(epochs=3, batch_size=16, learning_rate=1e-3)
-    """Training, used without a `checkpoint`."""
+    """Training, used without a `checkpoint`. Published: 3 epochs on MVTec AD and 15 on VisA."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return block_outputs(self.blocks)
+
+    @property
+    def shot_count(self) -> int:
+        return self.shots
+
+    @property
+    def seeded(self) -> bool:
+        return self.shots > 0
+
+    @property
+    def compares_images(self) -> bool:
+        return self.stretch_map
+
+    @property
+    def weight_of_map(self) -> float:
+        """Weight of the map's maximum in the image's score."""
+        return self.map_share if self.map_share is not None else 0.5 * (self.shots > 0)
 
     @property
     def prompts(self) -> PromptStyle:

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore
-from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored, mean_of_top
+from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored, top_score
 from zsad.scorers.musc.mutual import circle_scores, largest_cosines, lowest_mean, mutual_scores, operand
 from zsad.scorers.musc.settings import MuSc, MuSc2, MutualSettings
 
@@ -76,11 +76,15 @@ def _against_all(category_features: CategoryFeatures, settings: MuSc) -> Iterato
             )
         for number, found in scored:
             maps[number] += found.cpu() / len(passes)
-    scores = torch.tensor([mean_of_top(patches, settings.top_share) for patches in maps], dtype=torch.float64)
+    scores = torch.tensor([_image_score(patches, settings) for patches in maps], dtype=torch.float64)
     if settings.neighbours:
         scores = rescore(scores, _class_tokens(category_features), settings.neighbours)
     for number, patches in enumerate(maps):
         yield Scored(number, float(scores[number]), _by_crop(category_features, patches))
+
+
+def _image_score(patches: Float[Tensor, " P"], settings: MutualSettings) -> float:
+    return top_score(patches, settings.top_share, subtract_median=settings.subtract_median)
 
 
 def _circle(digests: Sequence[str]) -> list[int]:
@@ -143,7 +147,7 @@ def _against(
             ]
             found.append(lowest_mean(torch.stack(cosines), settings.share))
     patches = torch.stack(found).mean(0).cpu()
-    return Scored(number, mean_of_top(patches, settings.top_share), _by_crop(category_features, patches))
+    return Scored(number, _image_score(patches, settings), _by_crop(category_features, patches))
 
 
 def read_patches(

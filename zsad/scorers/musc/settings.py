@@ -25,6 +25,9 @@ class MutualSettings(SystemSettings):
     top_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of an image's patches, those with the largest distances, over which its score is averaged. 0: the largest
     distance alone, as published."""
+    subtract_median: bool = False
+    """Subtraction of the median of an image's distances before its score is computed. It removes what all patches of an
+    image have in common, such as another illumination. Not published."""
     shots: Annotated[int, Field(ge=0, le=64)] = 0
     """Number of normal images with which each image is compared instead of other images, chosen by the seed from the
     category's training images. 0: none, as published."""
