@@ -93,7 +93,7 @@ def test_every_command_and_option_has_help(cli: Cli, command: tuple[str, ...]) -
         (("zsad", "run", "nosuchname"), ("nosuchname", "demo", "dual_clip")),
         (("zsad", "run", "demo", "--set", "score.lambda_9=1"), ("score.lambda_9", "demo.yaml")),
         (("zsad", "run", "demo", "--seed", "1", "--seed", "1"), ("seeds", "twice")),
-        (("zsad", "run", "dual_clip", "--set", "encoder.weights=x.pt"), ("encoder", "exactly one")),
+        (("zsad", "run", "dual_clip", "--set", "encoder.seed=1"), ("encoder", "exactly one")),
         (("zsad", "score", "x.png", "-o", "o", "--config", "nosuchname"), ("nosuchname", "demo")),
         (("zsad", "score", "x.png", "-o", "o"), ("--config dual_clip --set encoder.weights=FILE", "--config demo")),
         (("zsad", "evaluate", "nomaps", "nomasks"), ("nomaps", "no such folder")),
