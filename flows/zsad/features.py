@@ -92,13 +92,17 @@ class FeatureStages(ImageStages):
                 self.features[name, category.name] = Prepared(usable, features)
 
     def _drop_unfit_systems(self) -> None:
-        """Drop systems that need an output that their encoder does not have, and list them as failures."""
+        """Drop systems that need an output or prompts that their encoder does not have, and list them as failures."""
         from zsad.clip.encoder import check_outputs
+        from zsad.config.vision_models import require_text
 
         fitting = []
         for system in self.settings.systems:
             try:
-                check_outputs(self.settings.encoders[system.encoder], system.outputs)
+                encoder = self.settings.encoders[system.encoder]
+                if system.prompts is not None:
+                    require_text(encoder.model, f"the prompts of {system.title}")
+                check_outputs(encoder, system.outputs)
             except UserError as error:
                 self.runner.record_failure(
                     to_case_failure(self.runner.set_group(system.display_name, system.display_name, ""), "find", error)

@@ -97,7 +97,10 @@ def test_every_command_and_option_has_help(cli: Cli, command: tuple[str, ...]) -
         (("zsad", "score", "x.png", "-o", "o", "--config", "nosuchname"), ("nosuchname", "demo")),
         (("zsad", "score", "x.png", "-o", "o", "-m", "padim"), ("padim", "no such method", "winclip")),
         (("zsad", "run", "musc"), ("--data is needed",)),
-        (("zsad", "score", "x.png", "-o", "o", "-c", "demo", "-m", "clip", "--normal", "n"), ("CLIP", "normal", "musc")),
+        (
+            ("zsad", "score", "x.png", "-o", "o", "-c", "demo", "-m", "clip", "--normal", "n"),
+            ("CLIP", "normal", "musc"),
+        ),
         (("zsad", "evaluate", "nomaps", "nomasks"), ("nomaps", "no such folder")),
         (("zsad", "evaluate", "a", "b", "--set", "max_fpr=7"), ("max_fpr",)),
     ],
