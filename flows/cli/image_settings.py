@@ -62,7 +62,6 @@ def _best_settings(method: str | None, overrides: dict[str, Any], *, few_shot: b
     best = best_encoder()
     encoder: dict[str, Any] = {}
     if "encoder.model" not in overrides:
-        terminal.line(best.sentence)
         encoder = best.settings.model_dump(exclude_unset=True)
     of_encoder = {key: value for key, value in overrides.items() if key.startswith("encoder.")}
     values = apply_overrides({"encoder": encoder}, of_encoder, source="--set")
@@ -71,6 +70,8 @@ def _best_settings(method: str | None, overrides: dict[str, Any], *, few_shot: b
     name = method or default_method(chosen, few_shot=few_shot)
     system = method_settings(name, chosen) if method else default_settings(chosen, few_shot=few_shot)
     values |= {"name": name, "method": system.model_dump(exclude_unset=True) | {"system": system.system}}
+    if encoder:
+        terminal.line(best.sentence)
     return parse(apply_overrides(values, overrides, source="--set"), source="--set")
 
 

@@ -90,16 +90,20 @@ class FeatureStages(ImageStages):
                 self.features[name, category.name] = Prepared(usable, features)
 
     def _drop_unfit_systems(self) -> None:
-        """Drop systems that need an output that their encoder does not have, and list them as failures.
+        """Drop systems that need an output or prompts that their encoder does not have, and list them as failures.
 
         Raises UserError if there is only one system, because nothing would be left to do.
         """
         from zsad.clip.encoder import check_outputs
+        from zsad.config.vision_models import require_text
 
         fitting = []
         for system in self.settings.systems:
             try:
-                check_outputs(self.settings.encoders[system.encoder], system.outputs)
+                encoder = self.settings.encoders[system.encoder]
+                if system.prompts is not None:
+                    require_text(encoder.model, f"the prompts of {system.title}")
+                check_outputs(encoder, system.outputs)
             except UserError as error:
                 if len(self.settings.systems) == 1:
                     raise

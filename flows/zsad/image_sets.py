@@ -189,9 +189,16 @@ class ImageStages:
         )
 
     def has_weights(self, encoder: EncoderSettings, label: str) -> bool:
-        """Return whether an encoder's weights can be read. If not, one failure is added for all categories."""
+        """Return whether an encoder's weights can be read. If not, one failure is added for all categories.
+
+        The weights of a tag are downloaded here, once for all steps, if this machine does not have them.
+        """
         try:
             steps.weights_of(encoder)
+            if encoder.tag is not None and encoder.weights is None and self.runner.makes_artifacts:
+                from zsad.clip.weights_place import weights_file
+
+                weights_file(encoder, encoder.model.replace("/", "-"))
         except UserError as error:
             self.runner.record_failure(to_case_failure(label, "find", error))
             return False

@@ -138,7 +138,7 @@ def test_a_method_that_the_encoder_cannot_serve_is_refused_in_one_line(
         ran = cli("zsad", "score", photos, "--method", "winclip", "-o", tmp_path / "out", *dino)
     assert ran.code == 2
     [line] = [line for line in ran.err.splitlines() if "winclip" not in line and line.startswith("adflows: ")]
-    assert "has no output window-2" in line
+    assert "encoder.model dino_vits8 has no text tower for the prompts of WinCLIP" in line
     assert "methods without text: musc, musc_2, anomalydino, and dual with the variant visual" in line
 
 
