@@ -30,6 +30,8 @@ MATERIALS = "materials"
 SURFACES = ("brick", "grass", "gravel")
 WINDOW_PX, COIN_PX, SIDE_PX = 128, 72, 192
 LEAST_COIN_PX = 500
+CLOSED_PX = 5
+"""Radius of the gaps between changed pixels that belong to a defect's mask."""
 SEED = 0
 USES = ("train", "defect", "test", "defect", "train", "defect", "test", "test")
 """Use of the pieces in turn: a normal training image, a test image with a defect, or a normal test image."""
@@ -103,6 +105,13 @@ def _coins() -> list[Piece]:
     return pieces
 
 
+def _filled(changed: Bool[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
+    """Return the region of a defect as a person would outline it: the changed pixels without gaps and holes."""
+    wide = np.pad(changed, CLOSED_PX)  # closing at the edge of the image would otherwise lose pixels
+    closed: Bool[np.ndarray, "S S"] = binary_fill_holes(closing(wide, disk(CLOSED_PX)))
+    return closed[CLOSED_PX:-CLOSED_PX, CLOSED_PX:-CLOSED_PX]
+
+
 def _write(folder: Path, pieces: list[Piece]) -> None:
     """Write the pieces by their use. Pieces with a defect get the kinds of defects in turn."""
     kinds = list(defects("held_out").items())
@@ -114,7 +123,8 @@ def _write(folder: Path, pieces: list[Piece]) -> None:
             name, defect = kinds[defective % len(kinds)]
             defective += 1
             rng = np.random.default_rng([SEED, *folder.name.encode(), number])
-            image, mask = add_defect(rng, piece.image, piece.region, defect)
+            image, changed = add_defect(rng, piece.image, piece.region, defect)
+            mask = _filled(changed)
             place = f"test/{name}"
             write_png(folder / "ground_truth" / name / f"{number:03}_mask.png", mask.astype(np.uint8) * 255)
         write_png(folder / place / f"{number:03}.png", (image * 255 + 0.5).astype(np.uint8))
