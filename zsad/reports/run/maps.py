@@ -30,6 +30,8 @@ ABOUT = "about.txt"
 """Name of a file in the folder of maps that describes them, because .npy files have no description."""
 PNG_SIDE_PX = 2048
 """Longer side to which the heat map PNG of a larger image is reduced. The float map is not reduced."""
+SMALL_PNG_SIDE_PX = 384
+"""The same for data sets with many images and systems."""
 _LONGEST_NAME_BYTES = 200
 """Longest name of a file without its suffix. Most file systems allow 255 bytes."""
 
@@ -49,11 +51,19 @@ class MapWriter:
         Results with at least one image.
     formats
         Formats to write.
+    png_side_px
+        Longer side to which the PNG of a larger image is reduced.
     """
 
     def __init__(
-        self, folder: Path, category: LoadedCategory, settings: ZsadSettings, formats: Sequence[MapFormat]
+        self,
+        folder: Path,
+        category: LoadedCategory,
+        settings: ZsadSettings,
+        formats: Sequence[MapFormat],
+        png_side_px: int = PNG_SIDE_PX,
     ) -> None:
+        self._png_side_px = png_side_px
         self._folder, self._category, self._settings, self._formats = folder, category, settings, formats
         scale = colour_scale([category], settings.method.variant_names[-1])
         if scale is None:
@@ -91,7 +101,7 @@ class MapWriter:
 
     def _write_picture(self, image: LabelledImage, scores: Float32[np.ndarray, "h w"]) -> None:
         height, width = self._category.size_hw(image)
-        shrink = min(1.0, PNG_SIDE_PX / max(height, width))
+        shrink = min(1.0, self._png_side_px / max(height, width))
         shown_hw = (max(1, round(height * shrink)), max(1, round(width * shrink)))
         pixels = Image.fromarray(read_image(image.path)).resize(shown_hw[::-1], Image.Resampling.BICUBIC)
         picture = overlay(np.asarray(pixels), resize_map(scores, shown_hw), heat_scale(self._scale))
@@ -133,7 +143,7 @@ def write_category_maps(
     loaded = load_category(category, settings.method.variant_names)
     if not loaded.images:
         return
-    writer = MapWriter(out / MAPS, loaded, settings, formats)
+    writer = MapWriter(out / MAPS, loaded, settings, formats, SMALL_PNG_SIDE_PX)
     for done, image in enumerate(loaded.images, start=1):
         writer.write(image)
         if on_progress is not None:
