@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from medad.base.text import PLACEHOLDER
 from zsad.config.settings import ZsadSettings
@@ -43,7 +43,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., An
     for category in sorted(made.data.iterdir()):
         normal = min((category / "test" / "good").iterdir())
         (category / "train" / "good").mkdir(parents=True)
-        shutil.copy(normal, category / "train" / "good" / "only.png")
+        with Image.open(normal) as image:  # not the same: a normal image is never compared with itself
+            image.transpose(Image.Transpose.ROTATE_180).save(category / "train" / "good" / "only.png")
     values = yaml.safe_load(made.config.read_text(encoding="utf-8"))
     encoder = values.pop("encoder")
     del values["method"], values["maps"]
