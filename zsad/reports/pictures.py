@@ -96,19 +96,30 @@ def overlay(image: UInt8[np.ndarray, "H W 3"], scores: Float32[np.ndarray, "H W"
     return Image.composite(Image.fromarray(scale.colours(scores)), Image.fromarray(image), alpha)
 
 
-def stack_rows(rows: Sequence[tuple[str, Image.Image]], headings: Sequence[str], scale: HeatScale) -> Image.Image:
-    """Return one picture with all rows, their captions below them, headings, and the colour bar."""
+def stack_rows(
+    rows: Sequence[tuple[str, Image.Image]], headings: Sequence[str], scale: HeatScale, columns: int = 1
+) -> Image.Image:
+    """Return one picture with all rows, their captions below them, headings, and the colour bar.
+
+    The rows fill `columns` columns from left to right, then downwards. The headings are repeated over each column.
+    """
     width = max(row.width for _, row in rows)
     font, line = ImageFont.load_default(15), 24
-    picture = Image.new("RGB", (width, 2 * line + sum(row.height + line for _, row in rows)), _PAPER_RGB)
+    lines = [rows[first : first + columns] for first in range(0, len(rows), columns)]
+    heights = [max(row.height for _, row in one) for one in lines]
+    step = width + 4 * _GAP_PX
+    picture = Image.new("RGB", (columns * step - 4 * _GAP_PX, 2 * line + sum(heights) + len(lines) * line), _PAPER_RGB)
     draw = ImageDraw.Draw(picture)
-    for number, heading in enumerate(headings):
-        draw.text((number * (width + _GAP_PX) / len(headings) + 2, 4), heading, fill=(0, 0, 0), font=font)
+    for column in range(columns):
+        for number, heading in enumerate(headings):
+            left = column * step + number * (width + _GAP_PX) / len(headings) + 2
+            draw.text((left, 4), heading, fill=(0, 0, 0), font=font)
     top = line
-    for caption, row in rows:
-        picture.paste(row, ((width - row.width) // 2, top))
-        draw.text((2, top + row.height + 3), caption, fill=(60, 60, 60), font=font)
-        top += row.height + line
+    for one, height in zip(lines, heights, strict=True):
+        for column, (caption, row) in enumerate(one):
+            picture.paste(row, (column * step + (width - row.width) // 2, top))
+            draw.text((column * step + 2, top + height + 3), caption, fill=(60, 60, 60), font=font)
+        top += height + line
     left = 2.0
     for text in (f"heat map: {scale.low:.3g} or less", None, f"{scale.high:.3g} or more, one scale for all"):
         if text is None:

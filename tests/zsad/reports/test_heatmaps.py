@@ -156,3 +156,22 @@ def test_chart_names_thresholds_and_curves() -> None:
         assert word in text
     assert "no label" not in text
     assert "oracle" not in svg(category_chart(ScoreSets([], [], [0.3], 0.25, None), [], []))
+
+
+def test_rows_fill_the_columns_from_left_to_right() -> None:
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
+    rows = [(f"row {number}", Image.new("RGB", (50, 30), colour)) for number, colour in enumerate(colours)]
+    picture = np.asarray(pictures.stack_rows(rows, ["image", "heat map"], SCALE, columns=2))
+    height, width = picture.shape[:2]
+    for number, colour in enumerate(colours):
+        y, x = np.nonzero((picture == colour).all(axis=-1))
+        assert len(y) == 50 * 30
+        assert (y.mean() > height / 2) == (number >= 2)
+        assert (x.mean() > width / 2) == (number % 2 == 1)
+
+
+def test_an_incomplete_last_line_is_left_white() -> None:
+    rows = [(f"row {number}", Image.new("RGB", (50, 30), (200, 0, 0))) for number in range(3)]
+    picture = np.asarray(pictures.stack_rows(rows, ["image"], SCALE, columns=2))
+    assert (picture == (200, 0, 0)).all(axis=-1).sum() == 3 * 50 * 30
+    assert (picture[-50:-24, -50:] > 100).all()

@@ -315,9 +315,9 @@ def test_a_preview_of_random_weights_is_tagged_and_one_that_does_not_compare_is_
     shown: list[tuple[list[str], list[str]]] = []
     stack = pictures.stack_rows
 
-    def noted(rows: Any, heads: Any, scale: Any) -> Any:
+    def noted(rows: Any, heads: Any, scale: Any, columns: int = 1) -> Any:
         shown.append(([caption for caption, _ in rows], heads))
-        return stack(rows, heads, scale)
+        return stack(rows, heads, scale, columns)
 
     monkeypatch.setattr(pictures, "stack_rows", noted)
     for name, drawn, encoder in (

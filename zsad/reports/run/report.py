@@ -46,8 +46,9 @@ __all__ = ["write_report"]
 LISTED_IMAGES = 20
 """Number of highest-scored images listed in the HTML if labels are missing. The CSV has all images."""
 PREVIEW_ROWS = 4
-SCALE_QUANTILES = (0.01, 0.999)
-"""Quantiles of all patch scores in the report. Heat maps show the first as black and the second as bright yellow."""
+SCALE_QUANTILES = (0.5, 0.999)
+"""Quantiles of all patch scores in the report. Heat maps show the first as black and the second as bright yellow.
+Few patches are anomalous, so the lower half of the scores needs no colours."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +282,7 @@ def _write_preview(
         [(caption, row.picture) for caption, row in captioned],
         [image, "reference", "heat map"] if referenced else [image, "heat map"],
         heat_scale(scale),
+        columns=2 if len(captioned) == PREVIEW_ROWS and not referenced else 1,
     )
     with atomic_path(path) as temporary:
         picture.save(temporary, "PNG", optimize=True)
