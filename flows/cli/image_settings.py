@@ -48,14 +48,24 @@ def settings_of_method(
     from zsad.steps.methods import method_settings
 
     if config is None:
-        return _best_settings(method, overrides, few_shot=few_shot)
+        return _with_all_normal(_best_settings(method, overrides, few_shot=few_shot), few_shot=few_shot)
     settings = load_settings(config, overrides)
     if method is not None:
         settings = settings.select_method(method, lambda: method_settings(method, settings.encoders["main"]))
     elif len(settings.systems) != 1:
         names = ", ".join(dict.fromkeys(system.system for system in settings.systems))
         raise ConfigError(f"{config} has several methods; choose one of them: {names}")
-    return settings
+    return _with_all_normal(settings, few_shot=few_shot)
+
+
+def _with_all_normal(settings: ZsadSettings, *, few_shot: bool) -> ZsadSettings:
+    """Let the method use all normal images, up to the largest number, if nothing sets their number."""
+    from zsad.steps.methods import MAX_SHOTS
+
+    system = settings.method
+    if not few_shot or not system.accepts_shots or "shots" in system.model_fields_set:
+        return settings
+    return settings.model_copy(update={"systems": (system.model_copy(update={"shots": MAX_SHOTS}),)})
 
 
 def _best_settings(method: str | None, overrides: dict[str, Any], *, few_shot: bool) -> ZsadSettings:
@@ -75,7 +85,7 @@ def _best_settings(method: str | None, overrides: dict[str, Any], *, few_shot: b
     chosen = parse(values, source="--set").encoder
     name = method or default_method(chosen, few_shot=few_shot)
     system = method_settings(name, chosen) if method else default_settings(chosen, few_shot=few_shot)
-    values |= {"name": name, "method": system.model_dump()}
+    values |= {"name": name, "method": system.model_dump(exclude_unset=True) | {"system": system.system}}
     if encoder:
         terminal.line(best.sentence)
     return parse(apply_overrides(values, overrides, source="--set"), source="--set")

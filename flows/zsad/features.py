@@ -19,9 +19,7 @@ from zsad.config.system_base import SystemSettings
 from zsad.config.systems import System
 from zsad.data.labelled import LabelledImage
 from zsad.scorers.dual.settings import DualImage
-
-MAX_SHOTS = 64
-"""Largest number of normal images of one category."""
+from zsad.steps.methods import MAX_SHOTS
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,10 @@ class FeatureStages(ImageStages):
                 self.features[name, category.name] = Prepared(usable, features)
 
     def _drop_unfit_systems(self) -> None:
-        """Drop systems that need an output or prompts that their encoder does not have, and list them as failures."""
+        """Drop systems that need an output or prompts that their encoder does not have, and list them as failures.
+
+        Raises UserError if there is only one system, because nothing would be left to do.
+        """
         from zsad.clip.encoder import check_outputs
         from zsad.config.vision_models import require_text
 
@@ -104,6 +105,8 @@ class FeatureStages(ImageStages):
                     require_text(encoder.model, f"the prompts of {system.title}")
                 check_outputs(encoder, system.outputs)
             except UserError as error:
+                if len(self.settings.systems) == 1:
+                    raise
                 self.runner.record_failure(
                     to_case_failure(self.runner.set_group(system.display_name, system.display_name, ""), "find", error)
                 )

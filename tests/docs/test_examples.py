@@ -21,10 +21,11 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
 def run(name: str, folder: Path) -> str:
-    """Run an example in a folder and return what it prints."""
+    """Run an example in a folder, without encoders of this machine, and return what it prints."""
+    environment = os.environ | {"ADFLOWS_MODELS": str(folder / "models"), "HF_HUB_CACHE": str(folder / "hub")}
     ran = subprocess.run(
         [sys.executable, str(EXAMPLES / f"{name}.py")],
-        cwd=folder, env=os.environ | {"PYTHONPATH": str(EXAMPLES.parents[1])}, capture_output=True, encoding="utf-8",
+        cwd=folder, env=environment | {"PYTHONPATH": str(EXAMPLES.parents[1])}, capture_output=True, encoding="utf-8",
         check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr

@@ -148,6 +148,7 @@ def work(
     before = dict(os.environ)
     for name in ("cache", "private", "slots", "configs"):
         monkeypatch.setenv(f"ADFLOWS_{name.upper()}", str(tmp_path / name))
+    monkeypatch.setenv("ADFLOWS_MODELS", str(tmp_path / "models"))
     monkeypatch.setenv("PREFECT_HOME", os.environ.get("PREFECT_HOME", str(tmp_path / "prefect")))
     monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-B-16-plus-240", tiny_config())
     monkeypatch.setattr("medad.config.packaged.MODELS", folder / "packaged")

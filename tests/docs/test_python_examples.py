@@ -58,8 +58,9 @@ def test_the_examples_run_without_prefect(place: Path) -> None:
     """One process runs the blocks of all pages, because loading the networks' libraries takes most of the time."""
     [readme], [how_to] = examples_of("README.md"), examples_of("docs/how-to/segment.md")
     automatic, given, images = examples_of("docs/reference/python.md")
-    # weights of TotalSegmentator on this machine must not change the method that finds the liver
+    # weights on this machine must not change the method that finds the liver, or the encoder of the images
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TOTALSEG_WEIGHTS_PATH": str(place / "weights")}
+    environment |= {"ADFLOWS_MODELS": str(place / "models"), "HF_HUB_CACHE": str(place / "hub")}
     script = "\n".join(
         [readme, written(FOUND), how_to, automatic, written(FOUND), given, written(GIVEN), images, CHECK]
     )

@@ -99,7 +99,7 @@ def _category(root: Path, rng: np.random.Generator) -> None:
 
 def _flat_images(root: Path, rng: np.random.Generator) -> None:
     """Write folders of images without labels, and another tool's maps with their masks."""
-    for name in ("metal_nut/000", "metal_nut/001", "metal_nut/002", "good/000"):
+    for name in ("metal_nut/000", "metal_nut/001", "metal_nut/002", "good/000", "good/001", "good/002"):
         _save(root / f"{name}.png", rng.integers(0, 256, (SIDE_PX, SIDE_PX, 3), dtype=np.uint8))
     for number in range(3):
         mask = np.zeros((SIDE_PX, SIDE_PX), np.uint8)

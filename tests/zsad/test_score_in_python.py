@@ -15,11 +15,13 @@ from medad.base.storage import file_digest
 from tests.zsad.learned_sets import OUTPUTS, make_source
 from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.feature_store import FeatureStore
+from zsad.clip.register import BestEncoder
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.config.system_base import Training
 from zsad.config.systems import METHODS, System
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
+from zsad.scorers.anomalydino.settings import AnomalyDino
 from zsad.scorers.anovl.settings import AnoVl
 from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.clip.settings import Clip
@@ -29,6 +31,7 @@ from zsad.scorers.musc.settings import MuSc, MuSc2
 from zsad.scorers.stored_scores import open_scores
 from zsad.scorers.winclip.settings import WinClip
 from zsad.steps.encode import encode_category_text, encode_images
+from zsad.steps.methods import default_settings
 from zsad.steps.score import score_system
 from zsad.steps.train import train_system
 
@@ -204,10 +207,28 @@ def test_a_learned_method_takes_its_checkpoint(tmp_path: Path, encoder: EncoderS
     assert len({one.score for one in found}) == len(SIZES_HW) - 1
 
 
-def test_without_an_encoder_it_is_the_embedded_model(images: Path) -> None:
-    named = zsad.score(images, "musc_2", device="cpu")
-    given = zsad.score(images, MuSc2(blocks=(2, 3, 5, 6)), encoder=EncoderSettings(model="embedded"), device="cpu")
-    assert [one.score for one in named] == [one.score for one in given]
+def test_without_an_encoder_it_is_the_best_of_the_machine(
+    images: Path, normal: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check the last resort, and a machine with a DINO, here of random weights."""
+    monkeypatch.setattr("zsad.clip.register.hub_file", lambda hub: None)
+    monkeypatch.setenv("ADFLOWS_MODELS", str(tmp_path / "none"))
+    embedded = EncoderSettings(model="embedded")
+    assert values(zsad.score(images)) == values(zsad.score(images, default_settings(embedded, few_shot=False)))
+    assert values(zsad.score(images, "musc_2")) == values(
+        zsad.score(images, MuSc2(blocks=(2, 3, 5, 6)), encoder=embedded)
+    )
+
+    random = EncoderSettings(model="dino_vits8", seed=3, size_px=32)
+    monkeypatch.setattr("zsad.scoring.best_encoder", lambda: BestEncoder(random, ""))
+    assert values(zsad.score(images)) == values(zsad.score(images, "musc", encoder=random))
+    few_shot = default_settings(random, few_shot=True).model_copy(update={"shots": len(normal)})
+    assert isinstance(few_shot, AnomalyDino)
+    assert values(zsad.score(images, normal=normal)) == values(zsad.score(images, few_shot, normal, encoder=random))
+
+
+def values(found: Sequence[zsad.ImageScore]) -> list[float]:
+    return [one.score for one in found]
 
 
 def test_errors_in_settings_are_one_line(images: Path, normal: list[Path], encoder: EncoderSettings) -> None:

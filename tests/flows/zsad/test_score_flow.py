@@ -111,6 +111,37 @@ def test_good_photographs_give_references_and_a_threshold(
     assert {name: after[name] for name in before} == before, "one more photograph changes no other's score or flag"
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_all_good_photographs_are_used_unless_settings_say_how_many(
+    own: bool, world: Any, cli: Cli, photos: Path, good: Path, tmp_path: Path
+) -> None:
+    """AnomalyDINO's default is one normal image, of which no threshold can be made."""
+    options = ("--config", world.config) if own else ("--set", "encoder.model=embedded", "--set", "gpus=cpu")
+    given = ("--method", "anomalydino", "--normal", good, *options, "-o")
+    ran = cli("zsad", "score", photos, *given, tmp_path / "all")
+    assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / "all" / "threshold.json").read_text(encoding="utf-8"))["images"] == 5
+    ran = cli("zsad", "score", photos, *given, tmp_path / "some", "--set", "method.shots=3")
+    if not own:  # a configuration with another method does not take settings of this one
+        assert ran.code == 0, ran.err
+        assert json.loads((tmp_path / "some" / "threshold.json").read_text(encoding="utf-8"))["images"] == 3
+
+
+@pytest.mark.parametrize("command", ["run", "score"])
+def test_a_method_that_the_encoder_cannot_serve_is_refused_in_one_line(
+    command: str, world: Any, cli: Cli, photos: Path, tmp_path: Path
+) -> None:
+    dino = ("--set", "encoder.model=dino_vits8", "--set", "encoder.seed=0", "--set", "gpus=cpu")
+    if command == "run":
+        ran = cli("zsad", "run", "winclip", "--data", photos, "--out", tmp_path / "runs", *dino)
+    else:
+        ran = cli("zsad", "score", photos, "--method", "winclip", "-o", tmp_path / "out", *dino)
+    assert ran.code == 2
+    [line] = [line for line in ran.err.splitlines() if "winclip" not in line and line.startswith("adflows: ")]
+    assert "encoder.model dino_vits8 has no text tower for the prompts of WinCLIP" in line
+    assert "methods without text: musc, musc_2, anomalydino, and dual with the variant visual" in line
+
+
 def test_a_threshold_of_other_scores_is_refused(
     score: Callable[..., Any], photos: Path, good: Path, tmp_path: Path
 ) -> None:

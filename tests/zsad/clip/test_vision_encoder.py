@@ -190,7 +190,7 @@ def test_facts_are_known_without_the_weights() -> None:
 @pytest.mark.parametrize("output", ["vv-3", "plain", "window-2"])
 def test_outputs_that_need_text_are_refused(output: str, weights: Path, name: str) -> None:
     with pytest.raises(
-        ConfigError, match="methods without text: musc, musc_2, and dual with the variant visual"
+        ConfigError, match="methods without text: musc, musc_2, anomalydino, and dual with the variant visual"
     ) as one:
         check_outputs(EncoderSettings(model=name), [output])
     with pytest.raises(ConfigError, match="methods without text") as other:

@@ -284,8 +284,12 @@ def definitions_shown(evaluation: EvaluationSettings) -> dict[str, str]:
             "For means over categories, the mean is computed for each seed first."
         ),
         "Deployable threshold": (
-            "A threshold on the image score that needs no labels: a given value, or a quantile of the category's "
-            "scores. Images with this score or more are flagged. A category with too few images has no quantile."
+            "A threshold on the image score that needs no labels of the images: a given value, one from normal images, "
+            "or a quantile of the category's scores. Images with this score or more are flagged. A category with too "
+            "few images has no quantile. From normal images: each is scored by the others (leave one out), and the "
+            "threshold is that of split conformal prediction (Papadopoulos et al. 2002, Lei et al. 2018). About "
+            f"{evaluation.false_alarm_rate:g} of further normal images are flagged, or fewer; of n normal images that "
+            "are too few for this, about 1 / (n + 1)."
         ),
         "Evaluation size": (
             "Maps and masks are resized before they are compared. Their shorter side is then "
