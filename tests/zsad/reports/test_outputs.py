@@ -289,7 +289,6 @@ def test_where_nothing_could_be_scored_the_table_still_names_the_encoder(tmp_pat
 def test_a_lost_image_keeps_its_score_and_has_a_problem(tmp_path: Path) -> None:
     settings = score_settings()
     result = write_category(tmp_path, "parts", without_labels(usual(2, 0)), settings)
-<<<<<<< HEAD
     lost, kept = result.images
     lost.path.unlink()
     rows = {row["id"]: row for row in write(tmp_path / "out", result, settings)}
@@ -311,10 +310,6 @@ def test_names_too_long_for_the_file_system_are_cut(tmp_path: Path) -> None:
     rows = write(tmp_path / "out", dataclasses.replace(result, images=(long, result.images[1])), settings)
     assert {row["problem"] for row in rows} == {""}
     assert len(list((tmp_path / "out" / "maps").rglob("*.png"))) == 2
-=======
-    result.images[0].path.unlink()
-    with pytest.raises(InputError, match=result.images[0].path.name):
-        write(tmp_path / "out", result, settings)
 
 
 def test_each_image_keeps_its_own_map_and_problem_whatever_the_number_of_threads(
@@ -337,4 +332,3 @@ def test_each_image_keeps_its_own_map_and_problem_whatever_the_number_of_threads
         outputs.append({str(path.relative_to(out)): path.read_bytes() for path in files})
     assert sum(name.startswith("maps/") for name in outputs[0]) == 9 + 7
     assert outputs[0] == outputs[1]
->>>>>>> ben

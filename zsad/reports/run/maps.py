@@ -31,15 +31,12 @@ ABOUT = "about.txt"
 """Name of a file in the folder of maps that describes them, because .npy files have no description."""
 PNG_SIDE_PX = 2048
 """Longer side to which the heat map PNG of a larger image is reduced. The float map is not reduced."""
-<<<<<<< HEAD
 SMALL_PNG_SIDE_PX = 384
 """The same for data sets with many images and systems."""
-=======
 PNG_COMPRESSION = 1
 """Level of zlib's compression. The usual 6 took five times as long and made photographs 15 % smaller."""
 DRAWING_THREADS = 2
 """Number of threads that draw and write maps. Pillow releases Python's global lock while it compresses."""
->>>>>>> ben
 _LONGEST_NAME_BYTES = 200
 """Longest name of a file without its suffix. Most file systems allow 255 bytes."""
 
@@ -159,14 +156,8 @@ def write_category_maps(
     loaded = load_category(category, settings.method.variant_names)
     if not loaded.images:
         return
-<<<<<<< HEAD
     writer = MapWriter(out / MAPS, loaded, settings, formats, SMALL_PNG_SIDE_PX)
-    for done, image in enumerate(loaded.images, start=1):
-        writer.write(image)
-=======
-    writer = MapWriter(out / MAPS, loaded, settings, formats)
     for done, _ in enumerate(writer.write_all(loaded.images), start=1):
->>>>>>> ben
         if on_progress is not None:
             on_progress(done, len(loaded.images))
 
