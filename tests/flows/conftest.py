@@ -239,6 +239,7 @@ def make_images(root: Path) -> ZsadWorld:
         "encoder": {"model": f"local-dir:{root / 'model'}"},
         "prompts": {"domains": ["industrial"]},
         "method": {"system": "dual", "variants": ["text", "joint", "joint_tta"]},
+        "maps": [],
     }
     world.config.write_text(yaml.safe_dump(values), encoding="utf-8")
     return world

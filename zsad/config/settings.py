@@ -64,9 +64,9 @@ class ZsadSettings(MachineSettings):
     """Evaluation against labels and masks."""
     published: Literal["mvtec", "visa"] | None = None
     """Benchmark for which the report also shows the figures published in the papers. None: no published figures."""
-    maps: tuple[Literal["png", "tiff", "npy"], ...] = ()
-    """Formats of the anomaly maps to write for each image. `png`: in colours over the image. `tiff`, `npy`: float32 at
-    the image's size. An empty list: none."""
+    maps: tuple[Literal["png", "tiff", "npy"], ...] = ("png",)
+    """Formats of the anomaly maps to write for each image. `png`: in colours over the image, at most 384 px. `tiff`,
+    `npy`: float32 at the image's size. An empty list: none. `adflows zsad score` chooses its own."""
 
     @model_validator(mode="before")
     @classmethod

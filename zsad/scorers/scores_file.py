@@ -108,6 +108,8 @@ def write_system_scores(
             scores[one.number] = float(one.score)
             file.seek(start + 4 * side * side * image_rows.start)
             file.write(maps.data)
+        if scores:
+            file.truncate(start + 4 * side * side * rows)  # rows of images without a score are zero
     if sorted([*scores, *problems]) != list(range(len(store))):
         raise ValueError(f"{len(scores)} of {len(store)} images were scored")
     if not scores:

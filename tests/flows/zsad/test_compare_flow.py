@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from medad.base.text import PLACEHOLDER
 from zsad.config.settings import ZsadSettings
@@ -43,10 +43,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., An
     for category in sorted(made.data.iterdir()):
         normal = min((category / "test" / "good").iterdir())
         (category / "train" / "good").mkdir(parents=True)
-        shutil.copy(normal, category / "train" / "good" / "only.png")
+        with Image.open(normal) as image:  # not the same: a normal image is never compared with itself
+            image.transpose(Image.Transpose.ROTATE_180).save(category / "train" / "good" / "only.png")
     values = yaml.safe_load(made.config.read_text(encoding="utf-8"))
     encoder = values.pop("encoder")
-    del values["method"]
+    del values["method"], values["maps"]
     values |= {
         "encoders": {
             "main": encoder,
@@ -99,6 +100,23 @@ def test_every_system_is_judged_on_every_category_and_seed(finished: Any, world:
         own = [row for row in rows if row["system"] == system["name"]]
         assert len(own) == len(system["categories"]) * (2 if system["seeded"] else 1)
     assert report["failures"] == []
+
+
+def test_scores_and_maps_of_all_systems_are_written(finished: Any, world: Any) -> None:
+    folder = Path(finished.answer["run_folder"])
+    with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    images = {(path.parents[2].name, f"{path.parent.name}/{path.stem}") for path in world.data.glob("*/test/*/*.png")}
+    assert {row["system"] for row in rows} == set(NAMES)
+    for name in NAMES:
+        own = [row for row in rows if row["system"] == name]
+        assert {(row["category"], row["id"]) for row in own} == images
+        assert all((row["defect"] == "good") == (row["anomalous"] == "0") for row in own)
+    for system in ("CLIP", "WinCLIP_1-shot", "Dual-image_TTA"):
+        of_system = folder / "maps" / system
+        found = {(path.relative_to(of_system).parts[0], path) for path in of_system.rglob("*.png")}
+        assert {(of, path.relative_to(of_system / of).with_suffix("").as_posix()) for of, path in found} == images
+    assert len(list((folder / "maps").rglob("*.png"))) == len(NAMES) * len(images)
 
 
 def test_one_forward_serves_all_systems_of_an_encoder(finished: Any, world: Any) -> None:

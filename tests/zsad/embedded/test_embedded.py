@@ -26,7 +26,7 @@ from zsad.scorers.dual.scorer import text_scores, visual_scores
 WEIGHTS = EMBEDDED_FOLDER / "open_clip_model.safetensors"
 TAU = 0.07
 SHOWN_PX = 256
-"""Input size, as in configs/zsad/demo.yaml."""
+"""Input size, as in configs/zsad/demo_embedded.yaml."""
 
 
 @dataclass(frozen=True)

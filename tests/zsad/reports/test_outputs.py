@@ -21,6 +21,7 @@ from zsad.clip.models import EMBEDDED_FOLDER, describe_encoder
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings
 from zsad.config.settings import ZsadSettings
 from zsad.data.images import resize_map
+from zsad.reports.run import maps
 from zsad.reports.run.data import load_category
 from zsad.reports.run.maps import PNG_SIDE_PX, MapFormat
 from zsad.reports.run.outputs import write_score_outputs
@@ -309,3 +310,25 @@ def test_names_too_long_for_the_file_system_are_cut(tmp_path: Path) -> None:
     rows = write(tmp_path / "out", dataclasses.replace(result, images=(long, result.images[1])), settings)
     assert {row["problem"] for row in rows} == {""}
     assert len(list((tmp_path / "out" / "maps").rglob("*.png"))) == 2
+
+
+def test_each_image_keeps_its_own_map_and_problem_whatever_the_number_of_threads(
+    category: Category, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = score_settings()
+    drawn = [ExampleImage(f"{number:02d}", None, number / 20, peak=number / 10) for number in range(9)]
+    result = category("parts", drawn, settings)
+    for image in result.images:
+        if image.id in {"02", "07"}:
+            image.path.unlink()
+    outputs = []
+    for threads in (1, 4):
+        monkeypatch.setattr(maps, "DRAWING_THREADS", threads)
+        out = tmp_path / str(threads)
+        rows = write(out, result, settings)
+        assert [row["id"] for row in rows] == [f"{number:02d}" for number in reversed(range(9))]
+        assert {row["id"] for row in rows if row["problem"]} == {"02", "07"}
+        files = sorted(path for path in out.rglob("*") if path.suffix in {".png", ".tiff", ".json"})
+        outputs.append({str(path.relative_to(out)): path.read_bytes() for path in files})
+    assert sum(name.startswith("maps/") for name in outputs[0]) == 9 + 7
+    assert outputs[0] == outputs[1]

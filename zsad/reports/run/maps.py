@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,12 @@ ABOUT = "about.txt"
 """Name of a file in the folder of maps that describes them, because .npy files have no description."""
 PNG_SIDE_PX = 2048
 """Longer side to which the heat map PNG of a larger image is reduced. The float map is not reduced."""
+SMALL_PNG_SIDE_PX = 384
+"""The same for data sets with many images and systems."""
+PNG_COMPRESSION = 1
+"""Level of zlib's compression. The usual 6 took five times as long and made photographs 15 % smaller."""
+DRAWING_THREADS = 2
+"""Number of threads that draw and write maps. Pillow releases Python's global lock while it compresses."""
 _LONGEST_NAME_BYTES = 200
 """Longest name of a file without its suffix. Most file systems allow 255 bytes."""
 
@@ -49,11 +56,19 @@ class MapWriter:
         Results with at least one image.
     formats
         Formats to write.
+    png_side_px
+        Longer side to which the PNG of a larger image is reduced.
     """
 
     def __init__(
-        self, folder: Path, category: LoadedCategory, settings: ZsadSettings, formats: Sequence[MapFormat]
+        self,
+        folder: Path,
+        category: LoadedCategory,
+        settings: ZsadSettings,
+        formats: Sequence[MapFormat],
+        png_side_px: int = PNG_SIDE_PX,
     ) -> None:
+        self._png_side_px = png_side_px
         self._folder, self._category, self._settings, self._formats = folder, category, settings, formats
         scale = colour_scale([category], settings.method.variant_names[-1])
         if scale is None:
@@ -69,6 +84,14 @@ class MapWriter:
         parts = [_short(part) for part in image.id.split("/")]
         # with_suffix is not used, because an id may contain dots
         return self._folder.joinpath(*parts[:-1], f"{parts[-1]}{suffix}")
+
+    def write_all(self, images: Sequence[LabelledImage]) -> Iterator[str | None]:
+        """Write the maps of images in a few threads. Yield what `write` returns for each, in order.
+
+        Raises as `write`. Images that were not begun are then left out.
+        """
+        with ThreadPoolExecutor(DRAWING_THREADS, thread_name_prefix="maps") as pool:
+            yield from pool.map(self.write, images)
 
     def write(self, image: LabelledImage) -> str | None:
         """Write the maps of one image. Return the problem in a few words, or None.
@@ -91,13 +114,13 @@ class MapWriter:
 
     def _write_picture(self, image: LabelledImage, scores: Float32[np.ndarray, "h w"]) -> None:
         height, width = self._category.size_hw(image)
-        shrink = min(1.0, PNG_SIDE_PX / max(height, width))
+        shrink = min(1.0, self._png_side_px / max(height, width))
         shown_hw = (max(1, round(height * shrink)), max(1, round(width * shrink)))
         pixels = Image.fromarray(read_image(image.path)).resize(shown_hw[::-1], Image.Resampling.BICUBIC)
         picture = overlay(np.asarray(pixels), resize_map(scores, shown_hw), heat_scale(self._scale))
         text = PngInfo()
         text.add_itxt("Description", self._about)
-        picture.save(self.file_of(image, ".png"), pnginfo=text)
+        picture.save(self.file_of(image, ".png"), pnginfo=text, compress_level=PNG_COMPRESSION)
 
     def _write_floats(self, image: LabelledImage, scores: Float32[np.ndarray, "h w"]) -> None:
         if not {"tiff", "npy"} & set(self._formats):
@@ -133,9 +156,8 @@ def write_category_maps(
     loaded = load_category(category, settings.method.variant_names)
     if not loaded.images:
         return
-    writer = MapWriter(out / MAPS, loaded, settings, formats)
-    for done, image in enumerate(loaded.images, start=1):
-        writer.write(image)
+    writer = MapWriter(out / MAPS, loaded, settings, formats, SMALL_PNG_SIDE_PX)
+    for done, _ in enumerate(writer.write_all(loaded.images), start=1):
         if on_progress is not None:
             on_progress(done, len(loaded.images))
 

@@ -90,8 +90,9 @@ def write_score_outputs(
     _write_scores(out, loaded, ranked, failures, settings, problems)
     if loaded is not None:
         writer = MapWriter(out / MAPS, loaded, settings, formats)
-        for done, one in enumerate(ranked, start=1):
-            if problem := writer.write(one.image):
+        written = writer.write_all([one.image for one in ranked])
+        for done, (one, problem) in enumerate(zip(ranked, written, strict=True), start=1):
+            if problem:
                 problems[one.image.id] = problem
             elif one.flagged and "png" in formats:
                 _copy_flagged(out, writer, one)
