@@ -27,7 +27,7 @@ from zsad.data.shots import draw_shots
 from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.stored_scores import open_scores
 from zsad.steps.encode import encode_category_text, encode_images
-from zsad.steps.methods import MAX_SHOTS, default_settings, method_settings
+from zsad.steps.methods import MAX_SHOTS, default_settings, input_without_text, method_settings
 from zsad.steps.score import score_system
 
 FilePath = str | os.PathLike[str]
@@ -97,7 +97,7 @@ def score(
     DiskFullError
         The disk of the temporary folder is full.
     """
-    model = _encoder_settings(encoder)
+    model = _encoder_settings(encoder, few_shot=normal is not None or method == "anomalydino")
     found = [unlabelled_images([path])[0] for path in _paths(images)] or [unlabelled_images([])[0]]
     files = [(item.path, file_digest(item.path)) for one in found for item in one.items]
     given = (
@@ -178,9 +178,10 @@ class _ScoringCall:
         return system.variant_names[-1]
 
 
-def _encoder_settings(given: EncoderSettings | str | None) -> EncoderSettings:
+def _encoder_settings(given: EncoderSettings | str | None, *, few_shot: bool) -> EncoderSettings:
     if given is None:
-        return best_encoder().settings
+        best = best_encoder().settings
+        return best if best.has_text else best.model_copy(update=input_without_text(few_shot=few_shot))
     if isinstance(given, EncoderSettings):
         return given
     return parse_settings(EncoderSettings, {"model": given}, source="encoder")
