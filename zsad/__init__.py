@@ -1,4 +1,4 @@
-"""Zero-shot anomaly detection for industrial images, which needs no training on the objects to inspect.
+"""Zero- and few-shot anomaly detection in industrial images, which needs no training on the objects to inspect.
 
 Start with `zsad.score`: it takes images and returns an `ImageScore` with an anomaly map for each.
 """

@@ -1,1 +1,1 @@
-"""Frozen encoders: weights, image and text towers, the second attention path, prompts and stored features."""
+"""Frozen encoders (CLIP, DINOv2, DINO): weights, towers, the second attention path, prompts and stored features."""
