@@ -86,9 +86,9 @@ def read_crops(paths: Sequence[Path], encoder: EncoderSettings, size_px: int) ->
     crops = []
     for path in paths:
         image = read_image(path)
-        plan = plan_crops(
-            *image.shape[:2], size_px, encoder.max_crops, path, fit=encoder.fit, interpolation=encoder.interpolation
-        )
+        height, width = image.shape[:2]
+        fit = {"fit": encoder.fit, "interpolation": encoder.interpolation}
+        plan = plan_crops(height, width, size_px, encoder.max_crops, path, **fit)  # type: ignore[arg-type]
         crops.append(crop_image(image, plan))
     return torch.cat(crops)
 
