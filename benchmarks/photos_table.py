@@ -34,7 +34,9 @@ def main(description: str | None) -> None:
     parser.add_argument("--mutual-photos", type=int, default=2000)
     parser.add_argument("--all-partners-photos", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=2000, help="pairs to time in (c)")
-    parser.add_argument("--cosines", default="fp32", help="number format of the products of patches: fp32 or bf16")
+    parser.add_argument(
+        "--cosines", help="number format of the products of patches: fp32 or bf16. Default: as in the product"
+    )
     parser.add_argument("--precisions", default="fp32,bf16", help="number formats, fp32 first")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
