@@ -145,7 +145,16 @@ class _ScoringCall:
         """Encode each distinct image once, in order of digests. Raises InputError for the first unusable image."""
         digests = sorted(by_digest)
         paths = [by_digest[digest] for digest in digests]
-        encode_images(paths, digests, self.encoder, self.device, out, outputs=self.system.outputs, turns=turns)
+        encode_images(
+            paths,
+            digests,
+            self.encoder,
+            self.device,
+            out,
+            outputs=self.system.outputs,
+            turns=turns,
+            class_tokens=self.system.reads_class_tokens,
+        )
         rules = {problem.sha256: problem.rule for problem in FeatureStore(out).problems}
         for digest, path in by_digest.items():
             if digest in rules:

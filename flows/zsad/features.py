@@ -82,7 +82,8 @@ class FeatureStages(ImageStages):
             for category in categories:
                 for style in dict.fromkeys(system.prompts for system in users if system.prompts is not None):
                     self._text(name, category, style)
-                call = steps.encode(category.images, encoder, self.settings.machine, outputs)
+                classes = any(system.reads_class_tokens for system in users)
+                call = steps.encode(category.images, encoder, self.settings.machine, outputs, class_tokens=classes)
                 waiting.append((name, category, self.runner.submit(f"{category.name}, {name}", call)))
         for name, category, task in waiting:
             features = task.ref()
@@ -156,7 +157,8 @@ class FeatureStages(ImageStages):
 
     def _normal_call(self, system: System, images: tuple[LabelledImage, ...], turns: int) -> Call:
         encoder = self.settings.encoders[system.encoder]
-        return steps.encode(images, encoder, self.settings.machine, system.outputs, turns)
+        classes = system.reads_class_tokens
+        return steps.encode(images, encoder, self.settings.machine, system.outputs, turns, class_tokens=classes)
 
     def use_shots(self, count: int) -> None:
         """Let the only system compare with `count` normal images, or with fewer if it or its settings limit them."""

@@ -144,8 +144,9 @@ def encode(
     machine: MachineSettings,
     outputs: Iterable[str] = (PATCHES,),
     turns: int = 1,
+    class_tokens: bool = True,
 ) -> Call:
-    """Return the call that encodes each distinct image: class tokens and `outputs` (`zsad.config.encoder_outputs`).
+    """Return the call that encodes each distinct image: `outputs` (`zsad.config.encoder_outputs`) and class tokens.
 
     `turns` is the number of turned copies of each image.
     """
@@ -156,6 +157,7 @@ def encode(
         settings=_encoder(encoder, machine),
         outputs=tuple(sorted(set(outputs))),
         turns=turns,
+        class_tokens=class_tokens,
         machine=machine,
         batch_size=encoder.batch_size,
     )

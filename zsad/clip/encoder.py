@@ -185,14 +185,21 @@ class Encoder:
             Values became too large for fp16.
         """
         class_token, found = self.tower.outputs(self._prepared(images), wanted)
-        values = {
-            output.name: functional.normalize(found[output.name].float(), dim=-1)
-            if output.kind in _NORMALISED
-            else found[output.name].float()
-            for output in wanted
-        }
         self._refuse_overflow(class_token)
-        return functional.normalize(class_token.float(), dim=-1), values
+        return functional.normalize(class_token.float(), dim=-1), _stored_form(found, wanted)
+
+    @torch.no_grad()
+    def encode_outputs_alone(
+        self, images: Float32[Tensor, "B 3 S S"], wanted: Sequence[EncoderOutput]
+    ) -> dict[str, Float32[Tensor, "B _ _"]]:
+        """Return the outputs of `encode_outputs` without class tokens. DINOv2 and DINO run fewer blocks for it.
+
+        Raises ConfigError as `encode_outputs`.
+        """
+        found = self.tower.outputs_alone(self._prepared(images), wanted)
+        for values in found.values():
+            self._refuse_overflow(values)
+        return _stored_form(found, wanted)
 
     @torch.no_grad()
     def encode_patches(self, images: Float32[Tensor, "B 3 S S"]) -> Float32[Tensor, "B N D"]:
@@ -229,6 +236,13 @@ class Encoder:
             raise ConfigError(
                 f"encoder.precision fp16: values of {self.description} are too large for it; set bf16 or fp32"
             )
+
+
+def _stored_form(found: Mapping[str, Tensor], wanted: Sequence[EncoderOutput]) -> dict[str, Tensor]:
+    """Return outputs with 32 bits, those of some kinds L2-normalised."""
+    values = {output.name: found[output.name].float() for output in wanted}
+    normalised = {output.name for output in wanted if output.kind in _NORMALISED}
+    return {name: functional.normalize(one, dim=-1) if name in normalised else one for name, one in values.items()}
 
 
 def _channels(values: Sequence[float], device: torch.device) -> Tensor:

@@ -90,6 +90,8 @@ class FeatureIndex(StoredRecord):
     """Notes on the pixels of encoded images. An image can have several."""
     outputs: dict[str, tuple[int, int]]
     """Shape of a row of each encoder output, by name."""
+    class_tokens: bool = True
+    """Whether class tokens are stored."""
 
 
 def output_file(name: str) -> str:
@@ -121,7 +123,9 @@ class FeatureStore:
         self.images = self.index.images
         self.problems = self.index.problems
         rows = sum(image.rows for image in self.images)
-        self._tokens_start = data_offset(folder / CLASS_TOKENS, (rows, self.dim))
+        self._tokens_start = 0
+        if self.index.class_tokens:
+            self._tokens_start = data_offset(folder / CLASS_TOKENS, (rows, self.dim))
         self._output_starts = {
             name: data_offset(folder / output_file(name), (rows, *shape)) for name, shape in self.index.outputs.items()
         }
@@ -160,7 +164,12 @@ class FeatureStore:
         return Crops(image.canvas, image.offsets, self.size_px, self.index.interpolation)
 
     def class_tokens(self, number: int) -> Float32[Tensor, "C D"]:
-        """Return the class token of each crop of image `number`, L2-normalised. Raises InputError."""
+        """Return the class token of each crop of image `number`, L2-normalised.
+
+        Raises InputError, also if class tokens were not stored.
+        """
+        if not self.index.class_tokens:
+            raise InputError(self.folder / CLASS_TOKENS, "the features were made without class tokens")
         return self._read(CLASS_TOKENS, self._tokens_start, self.rows_of(number), (self.dim,))
 
     def patches(self, number: int) -> Float32[Tensor, "C N D"]:

@@ -59,6 +59,12 @@ class ImageTower(ABC):
     ) -> tuple[Float[Tensor, "B D"], dict[str, Float[Tensor, "B _ _"]]]:
         """Return class tokens, and the wanted outputs by name. Nothing else is computed."""
 
+    def outputs_alone(
+        self, images: Float[Tensor, "B 3 S S"], wanted: Sequence[EncoderOutput]
+    ) -> dict[str, Float[Tensor, "B _ _"]]:
+        """Return the wanted outputs by name, without class tokens. A tower may compute less for it."""
+        return self.outputs(images, wanted)[1]
+
     @abstractmethod
     def patches(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
         """Return only the output `patches`."""

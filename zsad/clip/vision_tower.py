@@ -77,27 +77,52 @@ class VisionTower(ImageTower):
         self, images: Float[Tensor, "B 3 S S"], wanted: Sequence[EncoderOutput]
     ) -> tuple[Float[Tensor, "B D"], dict[str, Float[Tensor, "B _ _"]]]:
         """Return class tokens and the wanted outputs by name, from one forward pass."""
-        of_output = {
-            output.name: self.patch_block if output.kind == "patches" else output.number
-            for output in wanted
-            if output.kind != "tokens"
-        }
-        blocks = sorted(set(of_output.values()))
+        numbers = self._numbers(wanted)
         last, found = self.model.forward_intermediates(
             images,
-            indices=[block - 1 for block in blocks] or [self.depth - 1],
+            indices=[number - 1 for number in numbers] or [self.depth - 1],
             return_prefix_tokens=True,
             output_fmt="NLC",
         )
-        after = dict(zip(blocks, found, strict=False))
-        values: dict[str, Tensor] = {}
-        for output in wanted:
-            if output.kind == "tokens":
-                values[output.name] = last[:, self.model.num_prefix_tokens :]
-                continue
-            patches, prefix = after[of_output[output.name]]
-            values[output.name] = patches if output.kind == "patches" else torch.cat([prefix[:, :1], patches], dim=1)
+        values = self._of_blocks(wanted, dict(zip(numbers, found, strict=False)))
+        values |= {one.name: last[:, self.model.num_prefix_tokens :] for one in wanted if one.kind == "tokens"}
         return last[:, 0], values
+
+    def outputs_alone(
+        self, images: Float[Tensor, "B 3 S S"], wanted: Sequence[EncoderOutput]
+    ) -> dict[str, Float[Tensor, "B _ _"]]:
+        """Return the wanted outputs by name, without class tokens. Blocks after the last wanted one are not run."""
+        numbers = self._numbers(wanted)
+        if not numbers or any(output.kind == "tokens" for output in wanted):
+            return self.outputs(images, wanted)[1]
+        found = self.model.forward_intermediates(
+            images,
+            indices=[number - 1 for number in numbers],
+            return_prefix_tokens=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+            stop_early=True,
+        )
+        return self._of_blocks(wanted, dict(zip(numbers, found, strict=True)))
+
+    def _block_of(self, output: EncoderOutput) -> int:
+        return self.patch_block if output.kind == "patches" else output.number
+
+    def _numbers(self, wanted: Sequence[EncoderOutput]) -> list[int]:
+        """Return the numbers of the blocks, counted from 1, of all outputs that are not `tokens`."""
+        return sorted({self._block_of(output) for output in wanted if output.kind != "tokens"})
+
+    def _of_blocks(
+        self, wanted: Sequence[EncoderOutput], after: Mapping[int, tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return the outputs of blocks by name, from the patches and the first tokens after each block."""
+        values = {}
+        for output in wanted:
+            if output.kind != "tokens":
+                patches, prefix = after[self._block_of(output)]
+                whole = output.kind == "block"
+                values[output.name] = torch.cat([prefix[:, :1], patches], dim=1) if whole else patches
+        return values
 
     def patches(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
         """Return only the patches. The blocks after `patch_block` are not computed."""

@@ -58,6 +58,11 @@ class SystemSettings(Settings):
         return ()
 
     @property
+    def reads_class_tokens(self) -> bool:
+        """Whether the system reads class tokens."""
+        return True
+
+    @property
     def prompts(self) -> PromptStyle | None:
         """Style of the prompts that the system reads as text features. None: it reads none or encodes its own."""
         return None

@@ -89,6 +89,7 @@ def encode_images(
     outputs: Sequence[str] = (PATCHES,),
     largest_batch: int | None = None,
     turns: int = 1,
+    class_tokens: bool = True,
 ) -> None:
     """Encode images into the folder `out`, in the given order.
 
@@ -111,13 +112,16 @@ def encode_images(
     on_progress
         Function called after each image with the number of finished images and the number of all images.
     outputs
-        Names of the encoder outputs (`zsad.config.encoder_outputs`) to compute in addition to class tokens. The default
+        Names of the encoder outputs (`zsad.config.encoder_outputs`) to compute. The default
         is the V-V patches, which the dual-image scorer reads.
     largest_batch
         Largest number of crops per batch, if memory is too small for `settings.batch_size`.
     turns
         Number of copies of each image, turned by equal steps of a full circle. Their crops are further rows of the
         image, after its own. 1: the image alone.
+    class_tokens
+        Whether class tokens are computed and stored. Without them, DINOv2 and DINO do not run the blocks after the
+        last one of `outputs`.
 
     Raises
     ------
@@ -139,7 +143,7 @@ def encode_images(
             path = stack.enter_context(atomic_path(out / name))
             return _RowFile(stack.enter_context(path.open("wb")), shape)
 
-        tokens = open_rows(CLASS_TOKENS, (model.dim,))
+        tokens = open_rows(CLASS_TOKENS, (model.dim,)) if class_tokens else None
         output_files = {name: open_rows(output_file(name), shape) for name, shape in shapes.items()}
         batches = _CropBatches(
             model, min(settings.batch_size, largest_batch or settings.batch_size), wanted, tokens, output_files
@@ -169,6 +173,7 @@ def encode_images(
         problems=tuple(problems),
         notes=tuple(notes),
         outputs=shapes,
+        class_tokens=class_tokens,
     )
     with atomic_path(out / INDEX) as path:
         path.write_text(index.model_dump_json(indent=1, by_alias=True) + "\n", encoding="utf-8")
@@ -257,7 +262,8 @@ class _CropBatches:
     model: Encoder
     size: int
     outputs: tuple[EncoderOutput, ...]
-    tokens: _RowFile
+    tokens: _RowFile | None
+    """File of the class tokens. None: they are not wanted."""
     output_files: dict[str, _RowFile]
     """File of each output."""
     rows: int = 0
@@ -275,10 +281,15 @@ class _CropBatches:
         if self.waiting:
             self._encode(self.waiting)
         for file in (self.tokens, *self.output_files.values()):
-            file.finish()
+            if file is not None:
+                file.finish()
 
     def _encode(self, crops: Sequence[Tensor]) -> None:
-        class_tokens, values_by_output = self.model.encode_outputs(torch.stack(list(crops)), self.outputs)
-        self.tokens.append(class_tokens)
+        images = torch.stack(list(crops))
+        if self.tokens is None:
+            values_by_output = self.model.encode_outputs_alone(images, self.outputs)
+        else:
+            class_tokens, values_by_output = self.model.encode_outputs(images, self.outputs)
+            self.tokens.append(class_tokens)
         for name, values in values_by_output.items():
             self.output_files[name].append(values)

@@ -219,6 +219,8 @@ def test_what_is_asked_of_an_encoder_is_part_of_its_key(images: tuple[LabelledIm
     assert keys[0] == key(zsad_steps.encode(images, encoder, ANY_MACHINE)), (
         "the outputs that the dual-image scorer reads, in both flows"
     )
+    alone = zsad_steps.encode(images, encoder, ANY_MACHINE, ("patches",), class_tokens=False)
+    assert key(alone) not in keys
     backwards = zsad_steps.encode(images, encoder, ANY_MACHINE, ("window-3", "window-2", "window-3"))
     assert key(backwards) == keys[-1]
 

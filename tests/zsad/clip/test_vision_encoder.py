@@ -91,6 +91,24 @@ def test_outputs_are_those_that_hooks_read_from_timm(name: str, model: Any, weig
     assert not encoder.has_text
 
 
+@pytest.mark.parametrize("asked", [("block-9", "block-3"), ("patches",), ("block-12",), ("tokens", "block-2"), ()])
+def test_without_class_tokens_outputs_are_the_same_from_fewer_blocks(
+    name: str, weights: Path, asked: tuple[str, ...]
+) -> None:
+    encoder, images = _load(name, weights), _images(SIZE_PX[name])
+    wanted = [EncoderOutput.parse(each) for each in asked]
+    _, expected = encoder.encode_outputs(images, wanted)
+    ran: list[int] = []
+    for number, block in enumerate(encoder.tower.module.blocks, start=1):
+        block.register_forward_hook(lambda _, __, ___, number=number: ran.append(number))
+    alone = encoder.encode_outputs_alone(images, wanted)
+    assert alone.keys() == expected.keys() == set(asked)
+    for each in asked:
+        torch.testing.assert_close(alone[each], expected[each], atol=0, rtol=0)
+    last = {("block-9", "block-3"): 9, ("patches",): 9}.get(asked, 12)
+    assert ran == list(range(1, last + 1))
+
+
 @torch.no_grad()
 def test_another_patch_block_is_read(name: str, model: Any, weights: Path) -> None:
     images = _images(SIZE_PX[name])

@@ -331,13 +331,21 @@ def test_opposite_images_weigh_nothing() -> None:
     assert rescore(scores, tokens, (3,)).tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("settings", [MuSc(blocks=(1, 2), neighbours=(1, 2)), MuSc2(blocks=(1, 2), references=2)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        MuSc(blocks=(1, 2), neighbours=(1, 2)),
+        MuSc(blocks=(1, 2), neighbours=()),
+        MuSc2(blocks=(1, 2), references=2),
+    ],
+)
 def test_from_image_files_to_scores_on_disk(tmp_path: Path, settings: MuSc | MuSc2) -> None:
     encoder = tiny_encoder(tmp_path / "model")
     paths = noise_images(tmp_path, [(64, 64), (64, 96), (64, 64), (64, 64)])
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     features, out = tmp_path / "features", tmp_path / "scores"
-    encode_images(paths, digests, encoder, "cpu", features, outputs=settings.outputs)
+    classes = settings.reads_class_tokens
+    encode_images(paths, digests, encoder, "cpu", features, outputs=settings.outputs, class_tokens=classes)
     score_system(settings, "object", features, None, None, None, paths, encoder, 3, "cpu", out, largest_batch=3)
     scores = SystemScores(out)
     rows = [image.rows for image in FeatureStore(features).images]

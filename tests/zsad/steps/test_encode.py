@@ -119,6 +119,19 @@ def test_order_and_batch_size_change_nothing_but_the_order(
         torch.testing.assert_close(other.class_tokens(reversed_number), one.class_tokens(number), atol=1e-5, rtol=0)
 
 
+def test_class_tokens_are_left_out_if_they_are_not_wanted(
+    encoded: Path, paths: list[Path], settings: EncoderSettings, tmp_path: Path
+) -> None:
+    encode_images(paths, _digests(paths), settings, "cpu", tmp_path, class_tokens=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"index.json", "output-patches.npy"}
+    whole, some = FeatureStore(encoded), FeatureStore(tmp_path)
+    assert some.digests == whole.digests
+    for number in range(GOOD):
+        torch.testing.assert_close(some.patches(number), whole.patches(number), atol=1e-6, rtol=0)
+    with pytest.raises(InputError, match="without class tokens"):
+        some.class_tokens(0)
+
+
 def test_no_image_at_all_is_an_empty_store(settings: EncoderSettings, paths: list[Path], tmp_path: Path) -> None:
     encode_images([], [], settings, "cpu", tmp_path / "none")
     assert len(FeatureStore(tmp_path / "none")) == 0

@@ -52,6 +52,10 @@ class AnomalyDino(SystemSettings):
         return ("tokens",) if self.blocks == "last" else block_outputs(self.blocks)
 
     @property
+    def reads_class_tokens(self) -> bool:
+        return False
+
+    @property
     def shot_count(self) -> int:
         return self.shots
 

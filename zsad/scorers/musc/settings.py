@@ -73,6 +73,10 @@ class MuSc(MutualSettings):
     def compares_images(self) -> bool:
         return True
 
+    @property
+    def reads_class_tokens(self) -> bool:
+        return bool(self.neighbours) and not self.shots
+
 
 class MuSc2(MutualSettings):
     """MuSc with one reference image per image, the baseline in table 1 of the dual-image paper."""
@@ -90,3 +94,7 @@ class MuSc2(MutualSettings):
     @property
     def reference_count(self) -> int:
         return self.references
+
+    @property
+    def reads_class_tokens(self) -> bool:
+        return False
