@@ -47,6 +47,8 @@ def settings_of_method(
     """
     from zsad.steps.methods import method_settings
 
+    if method is not None:
+        require_method(method)
     if config is None:
         return _with_all_normal(_best_settings(method, overrides, few_shot=few_shot), few_shot=few_shot)
     settings = load_settings(config, overrides)
@@ -89,6 +91,14 @@ def _best_settings(method: str | None, overrides: dict[str, Any], *, few_shot: b
     if encoder:
         terminal.line(best.sentence)
     return parse(apply_overrides(values, overrides, source="--set"), source="--set")
+
+
+def require_method(name: str) -> None:
+    """Raise ConfigError for a name that no method has."""
+    from zsad.config.systems import METHODS
+
+    if name not in METHODS:
+        raise ConfigError(f"{name}: no such method; expected one of {', '.join(METHODS)}")
 
 
 def few_shot_methods() -> str:
