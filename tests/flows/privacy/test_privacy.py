@@ -706,7 +706,9 @@ def test_settings_as_json_withhold_names_in_the_expression_of_patients(patients:
 
 def test_zsad_settings_as_json_withhold_folders_and_keep_what_says_which_model() -> None:
     def shown(**values: Any) -> dict[str, Any]:
-        settings = ZsadSettings.model_validate({"name": "x", "data": {"root": "/share/MUSTERMANN"}, "method": {"system": "dual"}} | values)
+        settings = ZsadSettings.model_validate(
+            {"name": "x", "data": {"root": "/share/MUSTERMANN"}, "method": {"system": "dual"}} | values
+        )
         assert ZsadSettings.model_validate(settings.model_dump()) == settings
         found: dict[str, Any] = json.loads(settings.model_dump_json())
         assert "MUSTERMANN" not in json.dumps(found)
