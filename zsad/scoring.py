@@ -27,7 +27,7 @@ from zsad.data.shots import draw_shots
 from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.stored_scores import open_scores
 from zsad.steps.encode import encode_category_text, encode_images
-from zsad.steps.methods import MAX_SHOTS, default_settings, input_without_text, method_settings
+from zsad.steps.methods import INPUT_WITHOUT_TEXT, MAX_SHOTS, default_settings, method_settings
 from zsad.steps.score import score_system
 
 FilePath = str | os.PathLike[str]
@@ -190,7 +190,7 @@ class _ScoringCall:
 def _encoder_settings(given: EncoderSettings | str | None, *, few_shot: bool) -> EncoderSettings:
     if given is None:
         best = best_encoder().settings
-        return best if best.has_text else best.model_copy(update=input_without_text(few_shot=few_shot))
+        return best if best.has_text else best.model_copy(update=INPUT_WITHOUT_TEXT)
     if isinstance(given, EncoderSettings):
         return given
     return parse_settings(EncoderSettings, {"model": given}, source="encoder")

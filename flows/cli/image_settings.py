@@ -47,6 +47,8 @@ def settings_of_method(
     """
     from zsad.steps.methods import method_settings
 
+    if method is not None:
+        require_method(method)
     if config is None:
         return _with_all_normal(_best_settings(method, overrides, few_shot=few_shot), few_shot=few_shot)
     settings = load_settings(config, overrides)
@@ -72,12 +74,12 @@ def _best_settings(method: str | None, overrides: dict[str, Any], *, few_shot: b
     """Return settings with the best encoder of this machine, unless the overrides name another one."""
     from zsad.clip.register import best_encoder
     from zsad.config.settings import parse
-    from zsad.steps.methods import default_method, default_settings, input_without_text, method_settings
+    from zsad.steps.methods import INPUT_WITHOUT_TEXT, default_method, default_settings, method_settings
 
     best = best_encoder()
     encoder: dict[str, Any] = {}
     if "encoder.model" not in overrides:
-        more = {} if best.settings.has_text else input_without_text(few_shot=few_shot or method == "anomalydino")
+        more = {} if best.settings.has_text else INPUT_WITHOUT_TEXT
         encoder = best.settings.model_dump(exclude_unset=True) | more
     of_encoder = {key: value for key, value in overrides.items() if key.startswith("encoder.")}
     values = apply_overrides({"encoder": encoder}, of_encoder, source="--set")
@@ -89,6 +91,14 @@ def _best_settings(method: str | None, overrides: dict[str, Any], *, few_shot: b
     if encoder:
         terminal.line(best.sentence)
     return parse(apply_overrides(values, overrides, source="--set"), source="--set")
+
+
+def require_method(name: str) -> None:
+    """Raise ConfigError for a name that no method has."""
+    from zsad.config.systems import METHODS
+
+    if name not in METHODS:
+        raise ConfigError(f"{name}: no such method; expected one of {', '.join(METHODS)}")
 
 
 def few_shot_methods() -> str:

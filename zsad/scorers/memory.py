@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch.nn import functional
 
 from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore
-from zsad.scorers.dual.scorer import visual_scores
+from zsad.scorers.dual.scorer import MAX_COSINES, visual_scores
 from zsad.scorers.learned import patches_of
 
 Memory = dict[str, Float[Tensor, "_ W"]]
@@ -33,12 +35,28 @@ def read_memory(shots: FeatureStore | None, output: str, title: str, device: tor
     return dict(zip(shots.digests, units, strict=True))
 
 
-def distances_to(memory: Memory, patches: Float[Tensor, "C N W"], digest: str) -> Float[Tensor, "C N"]:
+def distances_to(
+    memory: Memory, patches: Float[Tensor, "C N W"], digest: str, *, bf16: bool = False
+) -> Float[Tensor, "C N"]:
     """Return the distance 1 - cos of each patch to the nearest patch of the memory, 0..2.
 
-    The image `digest` itself is left out of the memory; another one must be in it.
+    The image `digest` itself is left out of the memory; another one must be in it. With `bf16`, products are computed
+    in this format. The cosine minus one is rounded, so distances change by less than 0.002.
     """
     units = functional.normalize(patches, dim=-1).flatten(0, 1)
     others = [tokens for other, tokens in memory.items() if other != digest]
+    found = _nearest_in_bf16(units, others) if bf16 else visual_scores(units, others)
     # rounding can make the distance of equal patches negative
-    return visual_scores(units, others).clamp_min(0).reshape(patches.shape[:2])
+    return found.clamp_min(0).reshape(patches.shape[:2])
+
+
+def _nearest_in_bf16(units: Float[Tensor, "P W"], others: Sequence[Float[Tensor, "_ W"]]) -> Float[Tensor, " P"]:
+    query = units.bfloat16()
+    nearest = []
+    for tokens in others:
+        rows = max(1, MAX_COSINES // len(tokens))
+        minus_one = torch.full((len(tokens),), -1, dtype=torch.bfloat16, device=units.device)
+        low = tokens.bfloat16()
+        parts = [functional.linear(part, low, minus_one).amax(1) for part in torch.split(query, rows)]
+        nearest.append(torch.cat(parts))
+    return -torch.stack(nearest).amax(0).float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from medad.base.devices import cpu_multiplies_bf16
 from medad.base.errors import ConfigError
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import METHODS, System
@@ -25,17 +26,11 @@ _BLOCKS: dict[str, tuple[float, ...]] = {
     "anomalydino": (1 / 2, 2 / 3, 3 / 4),
 }
 """Blocks for encoders without text, as shares of the depth: 6, 8 and 9 of 12."""
+INPUT_WITHOUT_TEXT: dict[str, Any] = {"interpolation": "bicubic", "fit": "squash"}
+"""Encoder settings of the input for encoders without text, as measured. Square crops of images that are not square find
+slightly more against normal images, at four times the comparisons."""
 WORK_REFERENCES = 8
 """Number of reference images of the dual-image scorer when it is not chosen by name. The paper compares with 1."""
-
-
-def input_without_text(*, few_shot: bool) -> dict[str, Any]:
-    """Return the measured encoder settings of the input, for encoders without text.
-
-    Square crops find more against normal images. When images are compared with each other, crops add nothing and cost
-    four times the comparisons.
-    """
-    return {"interpolation": "bicubic", "fit": "crops" if few_shot else "squash"}
 
 
 def default_method(encoder: EncoderSettings, *, few_shot: bool) -> str:
@@ -71,6 +66,8 @@ def method_settings(name: str, encoder: EncoderSettings) -> System:
         raise ConfigError(f"{name}: no such method; expected one of {', '.join(METHODS)}")
     kind = METHODS[name]
     values = {} if encoder.has_text else dict(WITHOUT_TEXT.get(name, {}))
+    if not encoder.has_text and "cosines" in kind.model_fields and cpu_multiplies_bf16():
+        values["cosines"] = "bf16"
     shares: tuple[float, ...] = ()
     if not encoder.has_text and name in _BLOCKS:
         shares = _BLOCKS[name]

@@ -172,12 +172,12 @@ def test_nothing_of_a_persons_images_is_stored(
     (textures / "texture.png").write_bytes((world.data / "screw" / "test" / "good" / "000.png").read_bytes())
     monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "cache"))
     caplog.set_level(logging.DEBUG, "prefect")
-    options = ("--set", "data.pseudonyms=true", "--set", f"adapt.textures={textures}", "--set", "seeds=[0]")
+    options = ("--set", "data.pseudonyms=true", "--set", f"method.adapt.textures={textures}", "--set", "seeds=[0]")
     ran = prefect_cli("zsad", "run", world.config, *options, "--out", tmp_path / "runs", "--name", "hidden", "--json")
     assert ran.code == 2
     assert f"{broken}: " in ran.err, "the user's own terminal names the file"
     APILogWorker.drain_all(timeout=10)
-    expected = (b"zsad hidden", b"zsad-encode cloth", b"zsad-score screw", b"zsad-categories")
+    expected = (b"zsad hidden", b"zsad-encode cloth", b"zsad-system screw", b"zsad-categories")
     deadline = time.monotonic() + 30
     while not all(text in dump(database()) for text in expected):
         assert time.monotonic() < deadline
@@ -706,7 +706,9 @@ def test_settings_as_json_withhold_names_in_the_expression_of_patients(patients:
 
 def test_zsad_settings_as_json_withhold_folders_and_keep_what_says_which_model() -> None:
     def shown(**values: Any) -> dict[str, Any]:
-        settings = ZsadSettings.model_validate({"name": "x", "data": {"root": "/share/MUSTERMANN"}} | values)
+        settings = ZsadSettings.model_validate(
+            {"name": "x", "data": {"root": "/share/MUSTERMANN"}, "method": {"system": "dual"}} | values
+        )
         assert ZsadSettings.model_validate(settings.model_dump()) == settings
         found: dict[str, Any] = json.loads(settings.model_dump_json())
         assert "MUSTERMANN" not in json.dumps(found)
@@ -714,11 +716,12 @@ def test_zsad_settings_as_json_withhold_folders_and_keep_what_says_which_model()
 
     tag = {"model": "ViT-B-16-plus-240", "tag": "laion400m_e32"}
     assert shown(encoder=tag)["data"]["root"] == PLACEHOLDER
-    assert shown(encoder=tag)["encoder"]["model"] == "ViT-B-16-plus-240"
+    assert shown(encoder=tag)["encoders"]["main"]["model"] == "ViT-B-16-plus-240"
     assert shown(encoder=tag, data={"root": "samples:materials"})["data"]["root"] == "samples:materials"
-    assert shown(encoder={"model": "local-dir:/MUSTERMANN"})["encoder"]["model"] == f"local-dir:{PLACEHOLDER}"
+    assert shown(encoder={"model": "local-dir:/MUSTERMANN"})["encoders"]["main"]["model"] == f"local-dir:{PLACEHOLDER}"
     weights = {"model": "ViT-B-16-plus-240", "weights": "/home/MUSTERMANN/clip.pt"}
-    assert shown(encoder=weights)["encoder"]["weights"] == f"{PLACEHOLDER}/clip.pt"
-    assert shown(encoder=tag, adapt={"textures": "/MUSTERMANN"})["adapt"]["textures"] == PLACEHOLDER
+    assert shown(encoder=weights)["encoders"]["main"]["weights"] == f"{PLACEHOLDER}/clip.pt"
+    method = {"system": "dual", "adapt": {"textures": "/MUSTERMANN"}}
+    assert shown(encoder=tag, method=method)["systems"][0]["adapt"]["textures"] == PLACEHOLDER
     masks = {"root": "/x", "layout": "folder", "masks": "/share/MUSTERMANN"}
     assert shown(encoder=tag, data=masks)["data"]["masks"] == PLACEHOLDER

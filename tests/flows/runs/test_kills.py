@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 ROOT = Path(__file__).parents[3]
 LIVER_STEPS = ("prepare", "restoration", "segmentation", "segment", "evaluate", "report")
-ZSAD_STEPS = ("zsad-text", "zsad-encode", "zsad-score", "zsad-evaluate", "zsad-report")
+ZSAD_STEPS = ("zsad-text", "zsad-encode", "zsad-system", "zsad-evaluate", "zsad-report")
 LIVER = [
     *(("making", step) for step in LIVER_STEPS),
     *(("sealing", step) for step in ("prepare", "restoration", "report")),
@@ -30,7 +30,7 @@ LIVER = [
     ("moved", "segment"),
     *((place, "-") for place in ("copying", "listing", "swapping")),
 ]
-ZSAD = [*(("making", step) for step in ZSAD_STEPS), ("sealing", "zsad-encode"), ("moved", "zsad-score")]
+ZSAD = [*(("making", step) for step in ZSAD_STEPS), ("sealing", "zsad-encode"), ("moved", "zsad-system")]
 
 
 class Runs:

@@ -16,7 +16,7 @@ from medad.base.settings import ANY_MACHINE
 
 Cli = Callable[..., Any]
 LIVER_STEPS = {"prepare": 4, "restoration": 1, "segmentation": 1, "segment": 2, "evaluate": 2, "report": 1}
-ZSAD_STEPS = {"zsad-text": 2, "zsad-encode": 2, "zsad-score": 4, "zsad-evaluate": 4, "zsad-report": 1}
+ZSAD_STEPS = {"zsad-text": 2, "zsad-encode": 2, "zsad-system": 4, "zsad-evaluate": 4, "zsad-report": 1}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_what_a_run_made_is_cached_and_refresh_makes_it_again(
     [
         ("liver", "postprocess.min_lesion_mm3=7", {"segment"}, "inputs.post.min_lesion_mm3: 0.0 -> 7.0"),
         ("liver", "seed=3", {"restoration"}, "inputs.settings.seed: 0 -> 3"),
-        ("zsad", "score.tau=0.5", {"zsad-score"}, "inputs.score.tau: 1.0 -> 0.5"),
+        ("zsad", "method.tau=0.5", {"zsad-system"}, "inputs.system.score.tau: 0.07 -> 0.5"),
         ("zsad", "evaluation.max_fpr=0.2", {"zsad-evaluate"}, "inputs.settings.max_fpr: 0.3 -> 0.2"),
     ],
 )

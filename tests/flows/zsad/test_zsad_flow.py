@@ -83,7 +83,7 @@ def test_the_manifest_says_what_went_in_and_what_came_out(world: Any, finished: 
     stain = digests["screw", "stain/001"]
     assert stain["image"] == file_sha256(world.data / "screw" / "test" / "stain" / "001.png")
     assert stain["mask"] == file_sha256(world.data / "screw" / "ground_truth" / "stain" / "001_mask.png")
-    assert manifest["encoder"]["weights"] == file_sha256(world.root / "model" / "open_clip_model.safetensors")
+    assert manifest["encoders"]["main"]["weights"] == file_sha256(world.root / "model" / "open_clip_model.safetensors")
     assert manifest["settings"]["seeds"] == [0, 1]
     assert manifest["versions"]["open_clip_torch"]
     assert str(world.root) not in json.dumps(manifest)
@@ -97,7 +97,7 @@ def test_a_second_run_computes_nothing_and_says_so(again: Callable[..., Any], fi
 
 
 def test_other_lambdas_encode_and_adapt_nothing(again: Callable[..., Any]) -> None:
-    ran = again("--set", "score.lambda_2=9")
+    ran = again("--set", "method.lambda_2=9")
     assert ran.code == 0
     assert steps(ran) == {"zsad-fuse", "zsad-evaluate", "zsad-report"}
     assert not steps(ran) & steps(ran, cached=True)
@@ -171,9 +171,7 @@ def test_a_report_is_written_when_there_is_nothing_to_score(again: Callable[...,
 def test_weights_that_are_not_there_are_said_once(again: Callable[..., Any], tmp_path: Path) -> None:
     ran = again("--set", f"encoder.model=local-dir:{tmp_path}")
     assert ran.code == 2
-    [failure] = ran.answer["failures"]
-    assert failure["stage"] == "find"
-    assert [line for line in ran.err.splitlines() if line.startswith(str(tmp_path)) and failure["rule"] in line]
+    assert sum(str(tmp_path) in line for line in ran.err.splitlines()) == 1, ran.err
 
 
 def test_one_image_alone_is_scored_by_the_prompts_and_it_is_said(

@@ -82,6 +82,14 @@ def unit_patches(store: FeatureStore, number: int) -> torch.Tensor:
     return torch.nn.functional.normalize(store.output(number, "patches").flatten(0, 1), dim=-1)
 
 
+def test_products_in_bf16_change_distances_little(store: FeatureStore, shots: FeatureStore) -> None:
+    given = category_features(store, shots=shots)
+    exact, low = (list(score(given, AnomalyDino(shots=2, cosines=format_))) for format_ in ("fp32", "bf16"))
+    for one, other in zip(exact, low, strict=True):
+        assert (one.map - other.map).abs().max() < 0.01, "few channels, so rounding counts more than in a real encoder"
+        assert not torch.equal(one.map, other.map)
+
+
 def test_more_normal_images_never_increase_a_distance(store: FeatureStore, shots: FeatureStore, tmp_path: Path) -> None:
     first = {name: values[:2] for name, values in random_tensors(3, OUTPUTS, seed=50).items()}
     fewer = write_features(tmp_path / "f", (2,), first, "a")

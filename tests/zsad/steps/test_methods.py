@@ -10,11 +10,20 @@ from zsad.config.systems import METHODS
 from zsad.scorers.anomalydino.settings import AnomalyDino
 from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.musc.settings import MuSc
+from zsad.steps import methods
 from zsad.steps.methods import WORK_REFERENCES, default_method, default_settings, method_settings
 
 DINO = EncoderSettings(model="dinov2_vits14", seed=0)
 LARGE = EncoderSettings(model="ViT-L-14-336", seed=0)
 BASE = EncoderSettings(model="ViT-B-16-plus-240", seed=0)
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_products_are_in_bf16_where_the_processor_has_them(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "cpu_multiplies_bf16", lambda: able)
+    for name in ("musc", "musc_2", "anomalydino"):
+        assert method_settings(name, DINO).model_dump()["cosines"] == ("bf16" if able else "fp32")
+        assert method_settings(name, LARGE).model_dump()["cosines"] == "fp32", "as published"
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -52,7 +52,8 @@ def score(category_features: CategoryFeatures, settings: AnomalyDino) -> Iterato
             yield Scored.without_score(number, NO_OTHER_NORMAL)
             continue
         patches = {name: patches_of(store, number, name).to(device) for name in settings.outputs}
-        found = [distances_to(memory[name], patches[name], digest) for name in settings.outputs]
+        bf16 = settings.cosines == "bf16"
+        found = [distances_to(memory[name], patches[name], digest, bf16=bf16) for name in settings.outputs]
         maps = torch.stack(found).mean(0).cpu().reshape(-1, store.grid, store.grid)
         if settings.mask_background:
             crops = patches[settings.outputs[0]]
