@@ -46,5 +46,7 @@ def test_normal_images_are_needed_where_shots_are_set() -> None:
 
 def test_settings_load_no_torch() -> None:
     script = "import sys, zsad.config.systems; print('torch' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert ran.stdout.strip() == "False"
