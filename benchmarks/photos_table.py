@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,7 +15,7 @@ import torch
 
 from benchmarks.photos_flow import PhotoPlan, compare_precisions, time_photos
 from benchmarks.photos_mutual import time_all_partners, time_partners
-from benchmarks.zsad_timing import Row
+from benchmarks.zsad_timing import Row, describe_machine
 
 
 def main(description: str | None) -> None:
@@ -64,8 +63,7 @@ def main(description: str | None) -> None:
     for letter in wanted:
         print(letter, file=sys.stderr)
         rows += works[letter]()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__}"
+    machine = describe_machine()
     print(f"{machine}; {plan.threads} threads\n")
     print("| | what | value | limit | met | measurements |\n|---|---|---|---|---|---|")
     for row in rows:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from benchmarks.zsad_memory import measure_memory
 from benchmarks.zsad_metrics import time_metrics
 from benchmarks.zsad_mutual import time_mutual
 from benchmarks.zsad_scorer import Bench, compare_with_winclip, time_adaptation, time_attention_paths, time_seeds
-from benchmarks.zsad_timing import Plan, Row
+from benchmarks.zsad_timing import Plan, Row, describe_machine
 from benchmarks.zsad_winclip import compare_with_anomalib as compare_winclip_with_anomalib
 from benchmarks.zsad_winclip import time_encoding as time_winclip_encoding
 from medad.base.devices import pick_device
@@ -109,8 +108,7 @@ def main(description: str | None) -> None:
     )
     torch.set_num_threads(plan.threads)
     rows, versions = measure(plan, parts, arguments.anomalib_python, lambda line: print(line, file=sys.stderr))
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__}"
+    machine = describe_machine()
     setup = (
         f"{plan.threads} threads; {plan.model}, random weights of seed 0; {plan.images} images, {plan.repeats} turns; "
         f"compared with: {versions}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
 import tempfile
 import time
@@ -103,6 +105,11 @@ def row_at_most(part: str, what: str, compared: Comparison, limit: float, detail
 def row_at_least(part: str, what: str, compared: Comparison, limit: float, detail: str) -> Row:
     kept = compared.ratio >= limit
     return Row(part, what, compared.ratio, "x", f">= {limit}", kept, f"{detail}; {compared.spread}")
+
+
+def describe_machine() -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__}"
 
 
 @contextmanager

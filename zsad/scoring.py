@@ -20,7 +20,7 @@ from zsad.clip.feature_store import FeatureStore
 from zsad.clip.register import best_encoder
 from zsad.config.run import NO_REFERENCE_NOTE, EncoderSettings, PromptSettings
 from zsad.config.system_base import LearnedSettings
-from zsad.config.systems import METHODS, System
+from zsad.config.systems import System, few_shot_methods
 from zsad.data.datasets import unlabelled_images
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
@@ -215,8 +215,7 @@ def _checked_system(method: str | System | None, encoder: EncoderSettings, norma
         )
     if not system.accepts_shots:
         if normal:
-            able = ", ".join(name for name, kind in METHODS.items() if "shots" in kind.model_fields)
-            raise ConfigError(f"{system.title} cannot use normal images; methods that can: {able}")
+            raise ConfigError(f"{system.title} cannot use normal images; methods that can: {few_shot_methods()}")
         return system
     if normal and (by_name or not system.shot_count):
         values = system.model_dump() | {"shots": min(normal, MAX_SHOTS)}

@@ -45,10 +45,11 @@ def settings_of_method(
     selects one of its systems, or is added with its published settings. None: the configuration's only system, or
     without a configuration the method that suits the encoder, with normal images if `few_shot`.
     """
+    from zsad.config.systems import method_class
     from zsad.steps.methods import method_settings
 
     if method is not None:
-        require_method(method)
+        method_class(method)  # refuses an unknown name before anything is read
     if config is None:
         return _with_all_normal(_best_settings(method, overrides, few_shot=few_shot), few_shot=few_shot)
     settings = load_settings(config, overrides)
@@ -91,21 +92,6 @@ def _best_settings(method: str | None, overrides: dict[str, Any], *, few_shot: b
     if encoder:
         terminal.line(best.sentence)
     return parse(apply_overrides(values, overrides, source="--set"), source="--set")
-
-
-def require_method(name: str) -> None:
-    """Raise ConfigError for a name that no method has."""
-    from zsad.config.systems import METHODS
-
-    if name not in METHODS:
-        raise ConfigError(f"{name}: no such method; expected one of {', '.join(METHODS)}")
-
-
-def few_shot_methods() -> str:
-    """Return the names of the methods that can use normal images."""
-    from zsad.config.systems import METHODS
-
-    return ", ".join(name for name, kind in METHODS.items() if "shots" in kind.model_fields)
 
 
 def copy_threshold(source: Path, target: Path) -> str:

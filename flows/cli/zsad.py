@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.image_settings import copy_threshold, few_shot_methods, load_settings, settings_of_method
+from flows.cli.image_settings import copy_threshold, load_settings, settings_of_method
 from flows.cli.options import (
     EXIT_USER_ERROR,
     DryRun,
@@ -155,7 +155,9 @@ def score(
     values = parse_overrides(overrides, data__category=category)
     settings = settings_of_method(method, config, values, few_shot=bool(normal))
     system = settings.method
-    if normal and "shots" not in type(system).model_fields:
+    if normal and not system.accepts_shots:
+        from zsad.config.systems import few_shot_methods
+
         raise ConfigError(f"--normal: {system.title} cannot use normal images; others can: {few_shot_methods()}")
     if (save_threshold or threshold) and not normal and system.compares_images:
         raise ConfigError(

@@ -6,7 +6,9 @@ listed. The report is always written.
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from medad.base.private import PrivatePath
 from zsad.config.run import NO_REFERENCE_NOTE, ImagesSettings
 from zsad.config.settings import ZsadSettings
 from zsad.scorers.dual.settings import DualImage
-from zsad.steps.results import SystemResult
+from zsad.steps.results import AblationResult, SystemResult
 
 RUN_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv", "curves.csv")
 COMPARE_FILES = (
@@ -58,25 +60,30 @@ class ScoreRequest(BaseModel):
 @define_flow("zsad", "zsad {settings.name}")
 def zsad(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
     """Score and evaluate a data set with one system. Writes the report to the run folder `out`."""
-    started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
-    with terminal.bars():
-        systems, _ = stages.score(stages.prepare())
-        copies = [*copies_of(stages.report(systems), *RUN_FILES), *stages.maps(systems)]
-    useful = any(row.categories for row in systems)
-    return stages.finish_run(out, copies, started, ui_artifacts.ZSAD, useful=useful)
+    return _evaluate(stages, out, lambda systems, _: stages.report(systems), RUN_FILES, ui_artifacts.ZSAD)
 
 
 @define_flow("zsad-compare", "compare {settings.name}")
 def compare(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
     """Compare all systems of the configuration on its images. Writes the report to the run folder `out`."""
-    started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
+    return _evaluate(stages, out, stages.compare_report, COMPARE_FILES, ui_artifacts.COMPARE)
+
+
+def _evaluate(
+    stages: Stages,
+    out: Path,
+    report: Callable[[Sequence[SystemResult[Ref]], Sequence[AblationResult[Ref]]], Ref | None],
+    files: Sequence[str],
+    layout: ui_artifacts.UiLayout,
+) -> Outcome:
+    """Score and evaluate a data set, and publish the report and the maps. Some systems may have no result."""
+    started = time.monotonic()
     with terminal.bars():
         systems, ablations = stages.score(stages.prepare())
-        copies = [*copies_of(stages.compare_report(systems, ablations), *COMPARE_FILES), *stages.maps(systems)]
-    useful = any(row.categories for row in systems)
-    return stages.finish_run(out, copies, started, ui_artifacts.COMPARE, useful=useful)
+        copies = [*copies_of(report(systems, ablations), *files), *stages.maps(systems)]
+    return stages.finish_run(out, copies, started, layout, useful=any(row.categories for row in systems))
 
 
 @define_flow("zsad-train", "train {settings.name}")
@@ -213,8 +220,6 @@ class _ScoreRun:
         """Add images whose map or picture could not be written to the failures."""
         if not ref.made:
             return
-        import json
-
         problems = json.loads((ref.folder() / "problems.json").read_text(encoding="utf-8"))
         files = {image.id: str(image.path) for image in category.images}
         for name, rule in problems.items():

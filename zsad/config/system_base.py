@@ -85,7 +85,7 @@ class SystemSettings(Settings):
     @property
     def seeded(self) -> bool:
         """Whether the scores depend on the seed."""
-        return self.reference_count > 0
+        return self.reference_count > 0 or self.shot_count > 0
 
     @property
     def trained(self) -> bool:
@@ -99,8 +99,8 @@ class SystemSettings(Settings):
 
     @property
     def shot_count(self) -> int:
-        """Number of normal images that the system needs. 0: none."""
-        return 0
+        """Number of normal images that the system needs: its field `shots`. 0: none."""
+        return int(getattr(self, "shots", 0))
 
     @property
     def scorer(self) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from medad.base.errors import ConfigError
 from zsad.scorers.anomalyclip.settings import AnomalyClip
 from zsad.scorers.anomalydino.settings import AnomalyDino
 from zsad.scorers.anovl.settings import AnoVl
@@ -40,3 +41,15 @@ System = Annotated[
 """Settings of one system. The field `system` says which one."""
 METHODS: dict[str, type[System]] = {kind.model_fields["system"].default: kind for kind in get_args(get_args(System)[0])}
 """Settings class of each method, by name."""
+
+
+def method_class(name: str) -> type[System]:
+    """Return the settings class of a method. Raises ConfigError for a name that no method has."""
+    if name not in METHODS:
+        raise ConfigError(f"{name}: no such method; expected one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def few_shot_methods() -> str:
+    """Return the names of the methods that can use normal images, for messages."""
+    return ", ".join(name for name, kind in METHODS.items() if "shots" in kind.model_fields)

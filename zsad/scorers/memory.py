@@ -35,6 +35,11 @@ def read_memory(shots: FeatureStore | None, output: str, title: str, device: tor
     return dict(zip(shots.digests, units, strict=True))
 
 
+def has_others(memory: Memory, digest: str) -> bool:
+    """Return whether the memory has a normal image that is not this image."""
+    return any(other != digest for other in memory)
+
+
 def distances_to(
     memory: Memory, patches: Float[Tensor, "C N W"], digest: str, *, bf16: bool = False
 ) -> Float[Tensor, "C N"]:

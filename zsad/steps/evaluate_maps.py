@@ -15,7 +15,7 @@ from medad.base.text import list_names
 from zsad.config.run import EvaluationSettings
 from zsad.data.images import MASK_SUFFIXES, mask_to_canvas, read_map, resize_map, scaled_hw
 from zsad.data.listing import LeftOut, files_below
-from zsad.data.masks import INVERTED_ABOVE, load_mask
+from zsad.data.masks import INVERTED_ABOVE, check_mask, load_mask
 from zsad.data.photographs import NORMAL_FOLDERS
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
 
@@ -160,8 +160,8 @@ def _read_pair(path: Path, stem: Path, mask_path: Path | None, settings: Evaluat
     scored = _at_size(raw, settings)
     if mask_path is not None:
         mask = load_mask(mask_path)
-        if mask.all():
-            raise InputError(mask_path, "the mask covers the whole image; normal pixels must be black")
+        if mask.any():
+            check_mask(mask, mask_path)
         if not _comparable(raw.shape, mask.shape):
             raise InputError(
                 mask_path,

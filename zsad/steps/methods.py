@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 from medad.base.devices import cpu_multiplies_bf16
-from medad.base.errors import ConfigError
 from zsad.config.run import EncoderSettings
-from zsad.config.systems import METHODS, System
+from zsad.config.systems import System, method_class
 
 _MUTUAL: dict[str, Any] = {"degrees": (1,), "top_share": 0.01, "subtract_median": True, "align_corners": False}
 WITHOUT_TEXT: dict[str, dict[str, Any]] = {
@@ -62,9 +61,7 @@ def method_settings(name: str, encoder: EncoderSettings) -> System:
     """
     from zsad.clip.encoder import depth_of
 
-    if name not in METHODS:
-        raise ConfigError(f"{name}: no such method; expected one of {', '.join(METHODS)}")
-    kind = METHODS[name]
+    kind = method_class(name)
     values = {} if encoder.has_text else dict(WITHOUT_TEXT.get(name, {}))
     if not encoder.has_text and "cosines" in kind.model_fields and cpu_multiplies_bf16():
         values["cosines"] = "bf16"

@@ -192,7 +192,7 @@ def test_a_score_of_zero_makes_a_mean_of_zero_and_nothing_else(tmp_path: Path) -
 def test_zeros_of_the_memory_are_no_infinities() -> None:
     memory = unit(40, 7, seed=3)
     tokens = memory[:18].reshape(2, 9, 7)
-    distances = winclip.association(tokens, [memory])
+    distances = winclip.association(tokens, {"normal": memory}, "image")
     assert distances.min() >= 0
     means = winclip.window_map(distances, GRID, 2)
     assert means.isfinite().all()

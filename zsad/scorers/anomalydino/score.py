@@ -21,7 +21,7 @@ from zsad.scorers.anomalydino.foreground import foreground
 from zsad.scorers.anomalydino.settings import AnomalyDino
 from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored, top_score
 from zsad.scorers.learned import patches_of
-from zsad.scorers.memory import distances_to, read_memory
+from zsad.scorers.memory import distances_to, has_others, read_memory
 
 
 def score(category_features: CategoryFeatures, settings: AnomalyDino) -> Iterator[Scored]:
@@ -48,7 +48,7 @@ def score(category_features: CategoryFeatures, settings: AnomalyDino) -> Iterato
     store, device = category_features.store, category_features.device
     memory = {name: read_memory(category_features.shots, name, settings.title, device) for name in settings.outputs}
     for number, digest in enumerate(store.digests):
-        if not set(memory[settings.outputs[0]]) - {digest}:
+        if not has_others(memory[settings.outputs[0]], digest):
             yield Scored.without_score(number, NO_OTHER_NORMAL)
             continue
         patches = {name: patches_of(store, number, name).to(device) for name in settings.outputs}

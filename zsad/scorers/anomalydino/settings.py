@@ -59,13 +59,5 @@ class AnomalyDino(SystemSettings):
         return False
 
     @property
-    def shot_count(self) -> int:
-        return self.shots
-
-    @property
     def turn_count(self) -> int:
         return self.turns
-
-    @property
-    def seeded(self) -> bool:
-        return True

@@ -23,7 +23,7 @@ from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored
 from zsad.scorers.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
-from zsad.scorers.memory import Memory, distances_to, read_memory
+from zsad.scorers.memory import Memory, distances_to, has_others, read_memory
 from zsad.scorers.weights_file import trained_weights
 
 
@@ -130,7 +130,9 @@ def score(category_features: CategoryFeatures, settings: AprilGan) -> Iterator[S
     memory = (
         {one: read_memory(shots, one, settings.title, device) for one in settings.outputs} if settings.shots else None
     )
-    usable = [n for n, digest in enumerate(store.digests) if memory is None or _others(memory, digest)]
+    usable = [
+        n for n, digest in enumerate(store.digests) if memory is None or has_others(memory[settings.outputs[0]], digest)
+    ]
     weight, low, high = settings.weight_of_map, 0.0, len(settings.outputs) * (1.0 if memory is None else 3.0)
 
     def map_of(number: int) -> Float[Tensor, "C S S"]:
@@ -169,7 +171,3 @@ def _map(
             distances = distances_to(memory[output], patches, store.digests[number])
             total += upsample(distances, store.size_px, align_corners=aligned)
     return total
-
-
-def _others(memory: Mapping[str, Memory], digest: str) -> bool:
-    return all(set(of_output) - {digest} for of_output in memory.values())

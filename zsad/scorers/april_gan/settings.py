@@ -45,14 +45,6 @@ class AprilGan(LearnedSettings):
         return block_outputs(self.blocks)
 
     @property
-    def shot_count(self) -> int:
-        return self.shots
-
-    @property
-    def seeded(self) -> bool:
-        return self.shots > 0
-
-    @property
     def compares_images(self) -> bool:
         return self.stretch_map
 

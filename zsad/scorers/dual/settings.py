@@ -91,10 +91,6 @@ class DualImage(SystemSettings):
         return not used.isdisjoint(WITH_REFERENCES | WITH_ADAPTATION)
 
     @property
-    def shot_count(self) -> int:
-        return self.shots
-
-    @property
     def compares_images(self) -> bool:
         return not set(self.variant_names).isdisjoint(WITH_REFERENCES)
 

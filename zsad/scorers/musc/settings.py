@@ -39,14 +39,6 @@ class MutualSettings(SystemSettings):
     def outputs(self) -> tuple[str, ...]:
         return block_outputs(self.blocks)
 
-    @property
-    def shot_count(self) -> int:
-        return self.shots
-
-    @property
-    def seeded(self) -> bool:
-        return self.shots > 0 or self.reference_count > 0
-
     @model_validator(mode="after")
     def _degrees_are_odd(self) -> MutualSettings:
         if any(degree % 2 == 0 for degree in self.degrees):

@@ -13,17 +13,17 @@ Equation numbers are those of the paper. Eq. 1 scores a token by text. Eq. 4 sco
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional
 
-from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore
-from zsad.scorers.dual.scorer import text_scores, visual_scores
+from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored
+from zsad.scorers.memory import Memory, distances_to, has_others, read_memory
 from zsad.scorers.winclip.settings import WinClip
 
 
@@ -50,7 +50,8 @@ def score(category_features: CategoryFeatures, settings: WinClip) -> Iterator[Sc
     """
     store, device = category_features.store, category_features.device
     text = category_features.text_on_device
-    memory = _Memory(category_features.shots, settings, device) if settings.shots else None
+    shots, title = category_features.shots, settings.title
+    memories = {one: read_memory(shots, one, title, device) for one in settings.outputs} if settings.shots else None
     for number in range(len(store)):
         classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
         scales = [classes[:, None, None].expand(-1, store.grid, store.grid)]
@@ -58,11 +59,11 @@ def score(category_features: CategoryFeatures, settings: WinClip) -> Iterator[Sc
             windows = store.output(number, f"window-{side}").to(device)
             scales.append(window_map(text_scores(windows, text, settings.tau), store.grid, side))
         patches, image = harmonic_mean(torch.stack(scales)), float(classes.double().mean())
-        if memory is not None:
-            if not memory.others(store.digests[number]):
+        if memories is not None:
+            if not has_others(memories[settings.patch_output], store.digests[number]):
                 yield Scored.without_score(number, NO_OTHER_NORMAL)
                 continue
-            few = memory.map(store, number)
+            few = _memory_map(memories, store, number, settings, device)
             patches, image = (patches + few) / 2, (image + float(few.max())) / 2
         yield Scored(number, image, patches)
 
@@ -93,45 +94,21 @@ def harmonic_mean(scores: Float[Tensor, "k C g g"]) -> Float[Tensor, "C g g"]:
     return len(scores) / (1 / scores).sum(0)
 
 
-def association(tokens: Float[Tensor, "C n d"], memory: Sequence[Float[Tensor, "_ d"]]) -> Float[Tensor, "C n"]:
+def association(tokens: Float[Tensor, "C n d"], memory: Memory, digest: str) -> Float[Tensor, "C n"]:
     """Return the distance of each token from the memory: the minimum of (1 - cos) / 2 over its tokens, 0..1 (eq. 4).
 
-    `memory` has the tokens of each normal image. All tokens are L2-normalised.
+    The image `digest` itself is left out of the memory; another one must be in it.
     """
-    distances = visual_scores(tokens.flatten(0, 1), memory) / 2
-    # rounding can make the distance of equal tokens negative; its inverse would be large with the wrong sign
-    return distances.clamp_min(0).reshape(tokens.shape[:2])
+    return distances_to(memory, tokens, digest) / 2
 
 
-class _Memory:
-    """Memory of all tokens of all normal images, by scale."""
+def _memory_map(
+    memories: Mapping[str, Memory], store: FeatureStore, number: int, settings: WinClip, device: torch.device
+) -> Float32[Tensor, "C g g"]:
+    """Return the mean of eq. 4's scores over {image, each window size}."""
 
-    def __init__(self, shots: FeatureStore | None, settings: WinClip, device: torch.device) -> None:
-        if shots is None:
-            raise ValueError("few-shot WinCLIP needs normal images")
-        if not len(shots):
-            raise InputError(shots.folder, f"contains no image; {settings.title} needs at least one normal image")
-        self._windows, self._patches, self._device = settings.windows, settings.patch_output, device
-        self._digests = shots.digests
-        self._tokens = {
-            name: [self._read(shots, number, name).flatten(0, 1) for number in range(len(shots))]
-            for name in settings.outputs
-        }
+    def scores(name: str) -> Float[Tensor, "C n"]:
+        return association(store.output(number, name).to(device), memories[name], store.digests[number])
 
-    def others(self, digest: str) -> list[int]:
-        """Return the numbers of the normal images that are not this image."""
-        return [number for number, known in enumerate(self._digests) if known != digest]
-
-    def map(self, store: FeatureStore, number: int) -> Float32[Tensor, "C g g"]:
-        """Return the mean of eq. 4's scores over {image, each window size}."""
-        scales = [self._association(store, number, self._patches).reshape(-1, store.grid, store.grid)]
-        for side in self._windows:
-            scales.append(window_map(self._association(store, number, f"window-{side}"), store.grid, side))
-        return torch.stack(scales).mean(0)
-
-    def _association(self, store: FeatureStore, number: int, name: str) -> Float32[Tensor, "C n"]:
-        memory = [self._tokens[name][other] for other in self.others(store.digests[number])]
-        return association(self._read(store, number, name), memory)
-
-    def _read(self, store: FeatureStore, number: int, name: str) -> Float32[Tensor, "C n d"]:
-        return functional.normalize(store.output(number, name).to(self._device), dim=-1)
+    windows = [window_map(scores(f"window-{side}"), store.grid, side) for side in settings.windows]
+    return torch.stack([scores(settings.patch_output).reshape(-1, store.grid, store.grid), *windows]).mean(0)

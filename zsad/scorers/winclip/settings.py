@@ -45,11 +45,3 @@ class WinClip(SystemSettings):
     @property
     def prompts(self) -> PromptStyle:
         return "winclip"
-
-    @property
-    def seeded(self) -> bool:
-        return self.shots > 0
-
-    @property
-    def shot_count(self) -> int:
-        return self.shots
