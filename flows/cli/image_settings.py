@@ -66,7 +66,7 @@ def _with_all_normal(settings: ZsadSettings, *, few_shot: bool) -> ZsadSettings:
     from zsad.steps.methods import MAX_SHOTS
 
     system = settings.method
-    if not few_shot or not system.accepts_shots or "shots" in system.model_fields_set:
+    if not few_shot or not system.accepts_shots or (system.shot_count and "shots" in system.model_fields_set):
         return settings
     return settings.model_copy(update={"systems": (system.model_copy(update={"shots": MAX_SHOTS}),)})
 

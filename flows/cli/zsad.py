@@ -159,10 +159,10 @@ def score(
         from zsad.config.systems import few_shot_methods
 
         raise ConfigError(f"--normal: {system.title} cannot use normal images; others can: {few_shot_methods()}")
-    if (save_threshold or threshold) and not normal and system.compares_images:
-        raise ConfigError(
-            f"{system.title} compares the images with each other, so a threshold fits only these images; add --normal"
-        )
+    if (save_threshold or threshold) and system.compares_images:
+        rule = f"{system.title} compares the images with each other, so a threshold fits only these images"
+        alone = system.accepts_shots and not system.model_copy(update={"shots": 1}).compares_images
+        raise ConfigError(rule + "; add --normal" * alone)
     from flows.runs.run_folder import ensure_writable
     from flows.zsad.flow import ScoreRequest
     from flows.zsad.flow import score as score_flow

@@ -130,7 +130,8 @@ class FeatureStages(ImageStages):
         name = self.settings.ablation_encoder
         return [system for ablation in self.settings.ablations for _, system in ablation_systems(ablation, name)]
 
-    def _category_words(self, category: ImageSet) -> str:
+    def words_of(self, category: ImageSet) -> str:
+        """Return the words for a category's object in prompts."""
         return self.settings.prompts.names.get(category.name, category.name)
 
     def _label(self, system: SystemSettings, category: str, seed: int | None = None) -> str:

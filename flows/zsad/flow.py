@@ -144,7 +144,8 @@ class _ScoreRun:
         results = [one for row in systems for one in row.category_results()]
         self.useful = bool(results)
         if not self.request.normal and results:
-            self._save_quantile(results[0].scores[stages.settings.seeds[0]])
+            assert category is not None, "results are of its images"
+            self._save_quantile(category, results[0].scores[stages.settings.seeds[0]])
         call = report_steps.score_outputs(
             stages.settings,
             results[0] if results else None,
@@ -192,12 +193,12 @@ class _ScoreRun:
         from zsad.steps.threshold import read_threshold, require_same_judge
 
         stages, request = self.stages, self.request
-        judge = steps.judge_of(stages.settings, stages.drawn_normal())
-        if request.normal and len(stages.normal) > 1:
-            self.threshold = stages.find_threshold(category, judge.digest)
-        if request.threshold is None:
-            return True
         try:
+            judge = steps.judge_of(stages.settings, stages.drawn_normal(), stages.words_of(category))
+            if request.normal and len(stages.normal) > 1 and not judge.depends_on_others:
+                self.threshold = stages.find_threshold(category, judge.digest)
+            if request.threshold is None:
+                return True
             saved = read_threshold(request.threshold)
             require_same_judge(saved, request.threshold, judge.method, judge.encoder, judge.digest)
         except UserError as error:
@@ -207,10 +208,10 @@ class _ScoreRun:
         stages.settings = stages.settings.model_copy(update={"evaluation": evaluation})
         return True
 
-    def _save_quantile(self, scores: Ref) -> None:
+    def _save_quantile(self, category: ImageSet, scores: Ref) -> None:
         """Make the file of the threshold that is a quantile of all scores."""
         stages = self.stages
-        judge = steps.judge_of(stages.settings, ())
+        judge = steps.judge_of(stages.settings, (), stages.words_of(category))
         if judge.depends_on_others:
             return
         call = steps.save_threshold(scores, stages.settings.method, stages.settings, "quantile", judge.digest)

@@ -107,7 +107,7 @@ class Stages(FeatureStages):
         text = self._text_ref(system, category)
         if text is None and system.prompts is not None:
             return None
-        return Source(self._category_words(category), prepared.features, text, prepared.images.images)
+        return Source(self.words_of(category), prepared.features, text, prepared.images.images)
 
     def score(self, categories: Sequence[ImageSet]) -> tuple[list[SystemResult[Ref]], list[AblationResult[Ref]]]:
         """Score and evaluate all systems on all categories and seeds, and the ablations."""
@@ -176,7 +176,7 @@ class Stages(FeatureStages):
         seed: int,
     ) -> Call:
         return steps.score_system(
-            system, self._category_words(category), category.images, features, text,
+            system, self.words_of(category), category.images, features, text,
             None if normal is None else normal.features, weights, self.settings.encoders[system.encoder], seed,
             self.settings.machine,
         )  # fmt: skip
@@ -198,6 +198,7 @@ class Stages(FeatureStages):
             own = alone
         usable = self.usable(ImageSet("normal images", "", normal.images), own)
         scores = self.runner.run(label, self._score_call(system, usable, own, text, normal, None, seed))
+        scores = self._fused(system, label, scores)
         if scores is None:
             return None
         call = steps.save_threshold(scores, system, self.settings, "normal", judged_by)
@@ -209,10 +210,7 @@ class Stages(FeatureStages):
     def _evaluate(self, started: Iterable[Scoring]) -> tuple[ByCategory, dict[str, ScoredInputs[Ref]]]:
         tasks = []
         for one in started:
-            scores = self.ref_of(one.scores)
-            if scores is not None and isinstance(one.system, DualImage):
-                fuse = steps.fuse(scores, one.system.score)
-                scores = scores if fuse is None else self.runner.run(one.label, fuse)
+            scores = self._fused(one.system, one.label, self.ref_of(one.scores))
             if scores is None:
                 continue
             self._note_unscored(one.category, scores)
@@ -233,6 +231,11 @@ class Stages(FeatureStages):
                 normal = () if one.normal is None else one.normal.images
                 inputs.setdefault(name, ScoredInputs(one.category.images, one.features, one.text, normal))
         return found, inputs
+
+    def _fused(self, system: System, label: str, scores: Ref | None) -> Ref | None:
+        """Return scores with the lambdas of the system's settings."""
+        fuse = steps.fuse(scores, system.score) if scores is not None and isinstance(system, DualImage) else None
+        return scores if fuse is None else self.runner.run(label, fuse)
 
     def _note_unscored(self, category: ImageSet, scores: Ref) -> None:
         """Add images that could not be scored to the failures."""

@@ -226,13 +226,21 @@ class Judge:
     encoder: str
     """Description of the encoder."""
     digest: str
-    """Digest of the system, the weights, the prompts and the normal images."""
+    """Digest of the system, its weights and lambdas, encoder, prompts, category and normal images."""
     depends_on_others: bool
     """Whether scores also depend on the other scored images, so that a threshold fits only these images."""
 
 
-def judge_of(settings: ZsadSettings, normal: Iterable[str]) -> Judge:
-    """Return what the scores of a run depend on. `normal` are the sha256 of the normal images."""
+def judge_of(settings: ZsadSettings, normal: Iterable[str], category: str) -> Judge:
+    """Return what the scores of a run depend on. Raises UserError.
+
+    Parameters
+    ----------
+    normal
+        sha256 of the normal images.
+    category
+        Words for the object in the images. They count only for systems with prompts.
+    """
     from zsad.clip.models import describe_encoder
 
     system, digests = settings.method, sorted(normal)
@@ -242,11 +250,16 @@ def judge_of(settings: ZsadSettings, normal: Iterable[str]) -> Judge:
         content_of(settings.prompts),
         digests,
     ]
-    if system.seeded and not digests:
+    if system.seeded and (system.loads_encoder or not digests):  # the choice of normal images is known by now
         content.append(settings.seeds[0])
+    if system.prompts is not None or system.loads_encoder:
+        content.append(category)
+    if isinstance(system, DualImage):
+        content.append(content_of(with_used_lambdas(system.score), frozenset({"batch_size"})))
+    if isinstance(system, LearnedSettings) and system.checkpoint is not None:
+        content.append(path_digest(Path(system.checkpoint).expanduser()))
     digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
-    depends = system.compares_images and not digests
-    return Judge(system.display_name, describe_encoder(settings.encoder), digest, depends)
+    return Judge(system.display_name, describe_encoder(settings.encoder), digest, system.compares_images)
 
 
 def save_threshold(

@@ -79,7 +79,7 @@ class SystemSettings(Settings):
 
     @property
     def compares_images(self) -> bool:
-        """Whether the score of an image depends on the other images that are scored, without normal images."""
+        """Whether the score of an image depends on the other images that are scored."""
         return self.reference_count > 0
 
     @property

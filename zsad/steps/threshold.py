@@ -36,7 +36,7 @@ class SavedThreshold(BaseModel):
     encoder: str
     """Description of the encoder."""
     judged_by: str
-    """Digest of everything that scores depend on besides the image: system, encoder and normal images."""
+    """Digest of everything that scores depend on besides the image: system, encoder, category and normal images."""
 
 
 def save_threshold(
@@ -107,4 +107,6 @@ def require_same_judge(saved: SavedThreshold, path: Path, method: str, encoder: 
     if saved.encoder != encoder:
         raise ConfigError(f"{path.name}: this threshold belongs to the encoder {saved.encoder}, not to {encoder}")
     if saved.judged_by != judged_by:
-        raise ConfigError(f"{path.name}: this threshold was made with other settings or other normal images")
+        raise ConfigError(
+            f"{path.name}: this threshold was made with other settings or other normal images, or for another category"
+        )

@@ -153,6 +153,35 @@ def test_a_threshold_of_other_scores_is_refused(
     assert "saved.json: this threshold was made with other settings or other normal images" in ran.err
 
 
+JOINT = ("--set", "method.variants=[joint]")
+
+
+def test_a_threshold_is_found_with_the_weights_of_the_settings(
+    score: Callable[..., Any], photos: Path, good: Path, tmp_path: Path
+) -> None:
+    """Each good photograph is compared with the other four in both runs. Their highest score is just not reached."""
+    saved, heavy = tmp_path / "saved.json", (*JOINT, "--category", "plate", "--set", "method.lambda_4=3")
+    assert score(photos, *heavy, "--normal", good, "--save-threshold", saved).code == 0
+    assert score(good, *heavy, "--normal", good, out="own").code == 0
+    highest = max(float(row["score"]) for row in rows(tmp_path / "own"))
+    threshold = json.loads(saved.read_text(encoding="utf-8"))["threshold"]
+    assert threshold == pytest.approx(highest, rel=1e-6)
+    assert score(photos, *heavy, "--normal", good, "--threshold", saved, out="again").code == 0
+    for other in (("--category", "plate"), ("--set", "method.lambda_4=3")):
+        ran = score(photos, *JOINT, *other, "--normal", good, "--threshold", saved, out="other")
+        assert ran.code == 2, "other weights, or prompts with the folder's name"
+        assert "saved.json: this threshold was made with other settings or other normal images" in ran.err
+
+
+def test_one_photograph_is_enough_for_musc_2_with_good_ones(cli: Cli, good: Path, tmp_path: Path) -> None:
+    one = photo(tmp_path / "one" / "a.png", 7, defect=True)
+    options = ("--method", "musc_2", "--set", "encoder.model=embedded", "--set", "gpus=cpu")
+    ran = cli("zsad", "score", one, *options, "--normal", good, "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    [row] = rows(tmp_path / "out")
+    assert row["flagged"] == "1"
+
+
 def test_a_threshold_needs_scores_that_do_not_depend_on_the_other_images(
     score: Callable[..., Any], photos: Path, tmp_path: Path
 ) -> None:

@@ -211,6 +211,26 @@ def test_scores_are_fused_again_only_where_a_lambda_decides(
     assert (call is not None) == needed
 
 
+def test_a_threshold_belongs_to_all_that_its_scores_depend_on(tmp_path: Path) -> None:
+    def judge(*normal: str, category: str = "nut", **changes: object) -> str:
+        return zsad_steps.judge_of(settings_with(**changes), normal, category).digest
+
+    visual: dict[str, Any] = {"method__variants": ["visual"]}
+    assert judge("b", "a") == judge("a", "b")
+    assert judge("a") != judge("a", "b")
+    assert judge("a", category="bolt") != judge("a"), "it is in the prompts"
+    assert judge("a", **visual, category="bolt") == judge("a", **visual), "this variant has no prompts"
+    assert judge("a", method__lambda_4=2) != judge("a")
+    assert judge("a", **visual, method__lambda_4=2) == judge("a", **visual), "this variant has no weights"
+    assert judge("a", seeds=[1]) != judge("a"), "the seed draws the pseudo anomalies of the adaptation"
+    assert judge("a", **visual, seeds=[1]) == judge("a", **visual), "the normal images are already chosen"
+    learned: dict[str, Any] = {"method": {"system": "april_gan", "checkpoint": str(tmp_path / "weights")}}
+    (tmp_path / "weights").write_bytes(b"first")
+    first = judge("a", **learned)
+    (tmp_path / "weights").write_bytes(b"second")
+    assert judge("a", **learned) != first
+
+
 def test_what_is_asked_of_an_encoder_is_part_of_its_key(images: tuple[LabelledImage, ...]) -> None:
     encoder = settings_with().encoder
     asked: list[tuple[str, ...]] = [("patches",), (), ("plain",), ("patches", "plain"), ("window-2", "window-3")]

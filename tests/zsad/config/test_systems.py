@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from zsad.config.systems import METHODS
+from zsad.scorers.april_gan.settings import AprilGan
+from zsad.scorers.musc.settings import MuSc2
 from zsad.scorers.winclip.settings import WinClip
 
 ROOT = Path(__file__).parents[3]
@@ -42,6 +44,17 @@ def test_normal_images_are_needed_where_shots_are_set() -> None:
         "musc_2",
     }
     assert WinClip(shots=4).shot_count == 4
+
+
+def test_scores_depend_on_other_images_only_where_images_are_compared_with_them() -> None:
+    def compared(**values: int) -> set[str]:
+        found = {name: kind(**(values if kind().accepts_shots else {})) for name, kind in METHODS.items()}
+        return {name for name, system in found.items() if system.compares_images}
+
+    assert compared() == {"musc", "musc_2", "dual"}
+    assert compared(shots=2) == set(), "each image is compared with the normal ones"
+    assert AprilGan(shots=2, stretch_map=True).compares_images, "its maps are stretched over all images"
+    assert MuSc2(shots=2).reference_count == 0
 
 
 def test_settings_load_no_torch() -> None:

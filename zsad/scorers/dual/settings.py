@@ -83,7 +83,7 @@ class DualImage(SystemSettings):
 
     @property
     def reference_count(self) -> int:
-        return self.references.count
+        return 0 if self.shots else self.references.count
 
     @property
     def seeded(self) -> bool:
@@ -92,7 +92,7 @@ class DualImage(SystemSettings):
 
     @property
     def compares_images(self) -> bool:
-        return not set(self.variant_names).isdisjoint(WITH_REFERENCES)
+        return not self.shots and not set(self.variant_names).isdisjoint(WITH_REFERENCES)
 
     @property
     def loads_encoder(self) -> bool:

@@ -63,7 +63,7 @@ class MuSc(MutualSettings):
 
     @property
     def compares_images(self) -> bool:
-        return True
+        return not self.shots
 
     @property
     def reads_class_tokens(self) -> bool:
@@ -85,7 +85,7 @@ class MuSc2(MutualSettings):
 
     @property
     def reference_count(self) -> int:
-        return self.references
+        return 0 if self.shots else self.references
 
     @property
     def reads_class_tokens(self) -> bool:
