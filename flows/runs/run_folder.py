@@ -25,11 +25,10 @@ from flows.store.artifacts import ArtifactStore
 from flows.store.digests import file_sha256
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
-from medad.base.manifest import MANIFEST
+from medad.base.manifest import MANIFEST, MANIFEST_SCHEMA
 from medad.base.settings import Settings
 from medad.base.storage import disk_full_as_user_error, sync_path
 
-MANIFEST_SCHEMA = "adflows run 1"
 REPORTED_LIBRARIES = (
     "adflows",
     "prefect",

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import Flow
+from prefect import Flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -203,10 +203,12 @@ def zsad_weekly(
     config: ZsadConfig = "dual_clip", name: Name = None, seeds: Seeds = None, refresh: Refresh = False
 ) -> Outcome:
     """Anomalies in images: features, scores per seed, metrics, report. No training."""
+    from flows.zsad.demo_settings import replace_demo
     from flows.zsad.flow import zsad
     from zsad.config.settings import load
 
-    settings = load(named_config(config, "zsad"), _without_none(name=name, seeds=seeds))
+    chosen, values = replace_demo(Path(config), _without_none(name=name, seeds=seeds), get_run_logger().warning)
+    settings = load(named_config(chosen.name, "zsad"), values)
     return zsad.body(settings, ensure_writable(runs_root() / "zsad" / settings.name), refresh)
 
 

@@ -9,6 +9,15 @@ from typing import Any
 from medad.base.errors import ConfigError
 
 MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = "adflows run 1"
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Return whether a folder holds the results of a run."""
+    try:
+        return bool(read_manifest(folder).get("schema") == MANIFEST_SCHEMA)
+    except ConfigError:
+        return False
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -136,9 +136,8 @@ def labelled_images(test: Path, masks: Path | None, labelling: Labelling) -> Ite
     Images without any label folder have no label. Labels without a normal one are recorded.
     """
     left_out = labelling.left_out
-    labels = [
-        folder for folder in folders_in(test) if folder != masks and folder.name.lower() not in MASK_FOLDERS
-    ]  # fmt: skip
+    folders = folders_in(test, left_out)
+    labels = [folder for folder in folders if folder != masks and folder.name.lower() not in MASK_FOLDERS]
     normal = [path for label in labels if labelling.is_normal(label) for path in images_below(label)]
     pairs = only_jpeg(normal)
     found = {label: label_images(label, left_out, beside=masks is None, pairs=pairs) for label in labels}
@@ -169,7 +168,7 @@ def plain_images(root: Path, masks_name: str | None, labelling: Labelling) -> It
     Sub-folders are labels if one of them has a normal name. They also are if masks exist and no image is outside the
     sub-folders. Raises InputError if the named folder of masks is missing or cannot be used.
     """
-    folders = folders_in(root)
+    folders = folders_in(root, labelling.left_out)
     masks = next((folder for folder in folders if folder.name.lower() in MASK_FOLDERS), None)
     if masks_name is not None:
         masks = root / masks_name

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medad.base.errors import InputError
+from medad.base.manifest import is_run_folder
 from medad.base.storage import reading
 from medad.base.text import natural_order
 from zsad.data.images import IMAGE_SUFFIXES
@@ -25,6 +26,7 @@ UNLABELLED = "unlabelled"
 """Kind of `LeftOut.add` for images in a folder whose name says that the label is unknown."""
 BESIDE = "mask beside an image"
 """Kind of `LeftOut.add` for masks in the folders of their images."""
+_RESULTS = "folder of results"
 _ENDING, _SPECIAL_FILE, _FOLDER = "ending", "special file", "folder"
 
 
@@ -99,7 +101,7 @@ class LeftOut:
         parts += [_counted(count, f"image in {name}/", f"images in {name}/") for name, count in self.folders.items()]
         if beside := sum(self.counts(BESIDE).values()):
             parts.append(_counted(beside, "mask beside its image", "masks beside their images"))
-        parts += [_counted(count, what, f"{what}s") for what, count in self.counts(_SPECIAL_FILE).items()]
+        parts += [_counted(count, what, _plural(what)) for what, count in self.counts(_SPECIAL_FILE).items()]
         text = f"Left out: {', '.join(parts)}." if parts else ""
         if not _HEIC.isdisjoint(self.endings):
             text += f" {_HEIC_ADVICE}."
@@ -112,6 +114,10 @@ class LeftOut:
 
 def _counted(count: int, one: str, several: str) -> str:
     return f"{count} {one if count == 1 else several}"
+
+
+def _plural(what: str) -> str:
+    return "folders of results" if what == _RESULTS else f"{what}s"
 
 
 def _ending(name: str) -> str:
@@ -141,7 +147,7 @@ def files_below(folder: Path, suffixes: tuple[str, ...], left_out: LeftOut | Non
     """Return the sorted relative paths of all visible files with these suffixes at any depth.
 
     A linked folder is followed once, after all real folders, so that loops end and real names win. A link to a folder
-    above is not followed. Pipes, sockets, devices and broken links are passed over.
+    above is not followed. Pipes, sockets, devices, broken links and the results of runs are passed over.
 
     Parameters
     ----------
@@ -187,7 +193,7 @@ def _files(top: Path, left_out: LeftOut) -> Iterator[Path]:
             for entry in entries:
                 path = here / entry.name
                 if entry.is_dir():
-                    if _is_hidden_folder(entry.name):
+                    if _is_hidden_folder(entry.name) or _is_result(path, left_out):
                         continue
                     if entry.is_symlink():
                         links.append(path)
@@ -226,19 +232,30 @@ def _is_hidden_folder(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK_FOLDERS
 
 
+def _is_result(folder: Path, left_out: LeftOut | None) -> bool:
+    """Return whether a folder holds the results of a run. Its maps and overlays must not be scored, so record it."""
+    if not is_run_folder(folder):
+        return False
+    if left_out is not None:
+        left_out.add(_SPECIAL_FILE, _RESULTS, folder)
+    return True
+
+
 def images_below(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     """Return the sorted relative paths of all images at any depth. Raises InputError if the folder cannot be read."""
     return files_below(folder, IMAGE_SUFFIXES, left_out)
 
 
-def folders_in(folder: Path) -> list[Path]:
+def folders_in(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     """Return the visible folders in a folder, in natural order. Raises InputError if it cannot be read.
 
-    A link to the folder itself or to a folder above it is left out, because it forms a loop.
+    A link to the folder itself or to a folder above it is left out, because it forms a loop. A folder with the results
+    of a run is left out and recorded.
     """
     with reading(folder):
         found = [path for path in folder.iterdir() if not _is_hidden_folder(path.name) and path.is_dir()]
         found = [path for path in found if not (path.is_symlink() and folder.resolve().is_relative_to(path.resolve()))]
+    found = [path for path in found if not _is_result(path, left_out)]
     return sorted(found, key=lambda path: natural_order(path.name))
 
 

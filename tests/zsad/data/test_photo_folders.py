@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from medad.base.errors import InputError
-from zsad.data.datasets import unlabelled_images
+from zsad.config.run import ImagesSettings
+from zsad.data.datasets import find_categories, unlabelled_images
 from zsad.data.images import AVIF_SUFFIXES, HEIC_SUFFIXES, read_image
 from zsad.data.listing import files_in, images_below
 from zsad.data.pixel_notes import is_uniform, pixel_notes
@@ -262,6 +263,18 @@ def test_masks_and_training_images_are_not_photographs(tmp_path: Path) -> None:
     touch(tmp_path, *(f"can/test_public/{name}.png" for name in ("good/0", "bad/1", "ground_truth/bad/1_mask")))
     assert ids(tmp_path) == ["can/test_private/0", "can/test_public/bad/1", "can/test_public/good/0"]
     assert sentence(tmp_path) == "Left out: 1 image in ground_truth/, 1 image in train/, 1 image in validation/."
+
+
+@pytest.mark.parametrize("place", ["out", "good/out"])
+def test_the_results_of_a_run_are_not_photographs(tmp_path: Path, place: str) -> None:
+    touch(tmp_path, "good/0.png", "bad/1.png", f"{place}/maps/0.png", f"{place}/flagged/1.png", f"{place}/preview.png")
+    (tmp_path / place / "manifest.json").write_text('{"schema": "adflows run 1"}')
+    assert ids(tmp_path) == ["bad/1", "good/0"]
+    assert sentence(tmp_path) == "Left out: 1 folder of results."
+    [category], failures, left_out = find_categories(ImagesSettings(root=str(tmp_path)))
+    assert not failures
+    assert {item.id: item.anomalous for item in category.items} == {"bad/1": True, "good/0": False}
+    assert left_out.sentence == "Left out: 1 folder of results."
 
 
 @pytest.mark.parametrize(
