@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore
-from zsad.scorers.dual.scorer import MAX_COSINES, visual_scores
+from zsad.scorers.cosines import largest_cosines, operand
+from zsad.scorers.dual.scorer import visual_scores
 from zsad.scorers.learned import patches_of
 
 Memory = dict[str, Float[Tensor, "_ W"]]
@@ -56,12 +57,6 @@ def distances_to(
 
 
 def _nearest_in_bf16(units: Float[Tensor, "P W"], others: Sequence[Float[Tensor, "_ W"]]) -> Float[Tensor, " P"]:
-    query = units.bfloat16()
-    nearest = []
-    for tokens in others:
-        rows = max(1, MAX_COSINES // len(tokens))
-        minus_one = torch.full((len(tokens),), -1, dtype=torch.bfloat16, device=units.device)
-        low = tokens.bfloat16()
-        parts = [functional.linear(part, low, minus_one).amax(1) for part in torch.split(query, rows)]
-        nearest.append(torch.cat(parts))
-    return -torch.stack(nearest).amax(0).float()
+    query = operand(units, bf16=True)
+    nearest = [largest_cosines(query, operand(tokens, bf16=True))[0] for tokens in others]
+    return 1 - torch.stack(nearest).amax(0)

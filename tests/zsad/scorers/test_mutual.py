@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from zsad.scorers import cosines
+from zsad.scorers.cosines import Operand, largest_cosines, operand
 from zsad.scorers.musc import mutual
-from zsad.scorers.musc.mutual import circle_scores, largest_cosines, lowest_mean, mutual_scores, operand
+from zsad.scorers.musc.mutual import circle_scores, lowest_mean, mutual_scores
 
 CPU = torch.device("cpu")
 SIZES = (4, 9, 4, 18, 1, 9, 4, 9, 4, 4, 9, 2)
@@ -93,7 +95,7 @@ def test_scores_in_several_runs_are_the_same(monkeypatch: pytest.MonkeyPatch, li
 @pytest.mark.parametrize("piece", [1, 2, 4, 5, 17, 18])
 def test_images_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     images = _images(SIZES[:6])
-    monkeypatch.setattr(mutual, "PIECE_PATCHES", piece)
+    monkeypatch.setattr(cosines, "PIECE_PATCHES", piece)
     _assert_scores(_scores(images), _by_loops(images, 0.3))
 
 
@@ -151,11 +153,10 @@ def test_a_circle_needs_more_images_than_partners() -> None:
 def _counting(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     """Count how often two images are multiplied, in any order. Images are identified by their sizes."""
     seen: Counter[int] = Counter()
-    original = mutual.largest_cosines
 
-    def counted(first: mutual.Operand, second: mutual.Operand) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(first: Operand, second: Operand) -> tuple[torch.Tensor, torch.Tensor]:
         seen[len(first.pieces[0]) * len(second.pieces[0])] += 1
-        return original(first, second)
+        return largest_cosines(first, second)
 
     monkeypatch.setattr(mutual, "largest_cosines", counted)
     return seen

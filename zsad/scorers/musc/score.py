@@ -24,8 +24,9 @@ from torch.nn import functional
 
 from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore
+from zsad.scorers.cosines import largest_cosines, operand
 from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored, top_score
-from zsad.scorers.musc.mutual import circle_scores, largest_cosines, lowest_mean, mutual_scores, operand
+from zsad.scorers.musc.mutual import circle_scores, lowest_mean, mutual_scores
 from zsad.scorers.musc.settings import MuSc, MuSc2, MutualSettings
 
 
