@@ -268,7 +268,7 @@ def test_masks_and_training_images_are_not_photographs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["out", "good/out"])
 def test_the_results_of_a_run_are_not_photographs(tmp_path: Path, place: str) -> None:
     touch(tmp_path, "good/0.png", "bad/1.png", f"{place}/maps/0.png", f"{place}/flagged/1.png", f"{place}/preview.png")
-    (tmp_path / place / "manifest.json").write_text('{"schema": "adflows run 1"}')
+    (tmp_path / place / "manifest.json").write_text('{"schema": "adflows run 1"}', encoding="utf-8")
     assert ids(tmp_path) == ["bad/1", "good/0"]
     assert sentence(tmp_path) == "Left out: 1 folder of results."
     [category], failures, left_out = find_categories(ImagesSettings(root=str(tmp_path)))
