@@ -131,7 +131,7 @@ def _time_bare_steps(folder: Path) -> float:
 
 def run_bare_steps() -> None:
     """Run both demos' steps, one after another, without Prefect."""
-    from flows.machine.environment import prepare_prefect
+    from flows.machine.own_server import prepare_prefect
 
     prepare_prefect()
     from benchmarks.bare_steps import run_liver, run_zsad

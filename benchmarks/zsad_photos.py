@@ -22,7 +22,8 @@ from pathlib import Path
 def run() -> None:
     # Python puts the script's folder first, so that zsad.py there would be the package zsad
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from flows.machine.environment import prepare_numpy, prepare_prefect
+    from flows.machine.environment import prepare_numpy
+    from flows.machine.own_server import prepare_prefect
 
     prepare_numpy()  # every adflows command does this
     prepare_prefect()

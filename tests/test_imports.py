@@ -68,7 +68,8 @@ ROOMS = {
 """Room (package) -> rooms that it may import besides itself. A commit that adds an entry gives the reason."""
 FOREIGN = {
     # orchestration: these libraries and the standard library cannot compute results
-    "flows": {"prefect", "pydantic", "pydantic_core", "typer", "rich", "yaml"},
+    # Prefect's server is an application of starlette that uvicorn runs, and its client is httpx's
+    "flows": {"prefect", "pydantic", "pydantic_core", "typer", "rich", "yaml", "starlette", "uvicorn", "httpx"},
 }
 ENGINES = {"dask", "distributed", "prefect_dask", "prefect_ray"}
 """Libraries that run tasks. Only `flows.devices.engines` imports them, when needed."""

@@ -162,7 +162,7 @@ def _register() -> None:
     app.add_typer(cli_models.app, name="models")
     app.add_typer(cli_cache.app, name="cache")
     app.add_typer(cli_ids.app, name="ids")
-    for command in (cli_server.deploy, cli_server.serve, cli_server.server, cli_server.worker):
+    for command in (cli_server.deploy, cli_server.serve, cli_server.server, cli_server.worker, cli_server.secret):
         app.command(epilog=example(cli_server.EXAMPLES[command.__name__]))(command)
 
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.machine.environment import cache_root, core_count, memory_bytes, prepare_prefect
+from flows.machine.environment import cache_root, core_count, memory_bytes
+from flows.machine.own_server import prepare_prefect
 from flows.privacy.case_ids import private_folder, registered_count
 from medad.base.errors import ConfigError
 

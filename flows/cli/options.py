@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.machine.environment import prepare_prefect
+from flows.machine.own_server import prepare_prefect
 from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError
 

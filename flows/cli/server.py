@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import shlex
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from flows.cli.options import Json
-from flows.machine.environment import heartbeat_s, host_name, prepare_prefect, product_folder, working_folder
+from flows.machine.environment import heartbeat_s, host_name, product_folder, working_folder
+from flows.machine.own_server import prepare_prefect
 from flows.machine.terminal import print_result
 from medad.base.errors import ConfigError
 
 POOL = "adflows"
 PORT = 4200
+UMASK = "077"
 RUNS_AT_A_TIME = 4
 """Default number of runs at a time. A run needs about 0.5 GB before it starts; device steps wait for each other."""
 
@@ -35,7 +40,18 @@ Notify = Annotated[
         help="Prefect notification block that reports failed runs, e.g. slack-webhook/team.",
     ),
 ]
+Umask = Annotated[
+    str,
+    typer.Option(
+        "--umask",
+        envvar="ADFLOWS_UMASK",
+        metavar="OCTAL",
+        help="Permissions that new files do not get. With 077 only this user can read masks and reports, with 027 also"
+        " the group.",
+    ),
+]
 EXAMPLES = {
+    "secret": "adflows secret",
     "deploy": "adflows deploy liver-nightly --host-name gpu1 --dry-run",
     "serve": "adflows serve --port 4200",
     "server": "adflows server --port 4200",
@@ -101,6 +117,37 @@ def check_server() -> None:
         raise ConfigError("PREFECT_API_URL is not set; set it to a server's address, or start one with `adflows serve`")
 
 
+def secret(
+    export: Annotated[
+        bool,
+        typer.Option("--export", help='Print the variables for other programs: eval "$(adflows secret --export)".'),
+    ] = False,
+) -> None:
+    """Show the secret of this user's server.
+
+    The UI asks for it. Whoever has it can run programs as the server's user, so give it only to those who may. Commands
+    of this user read it by themselves. Delete the file and restart the server to get another one.
+    """
+    from flows.machine.own_server import CLIENT_VARIABLE, read_secret, running_server, secret_file
+
+    found = read_secret()
+    if found is None:
+        raise ConfigError(f"{secret_file()}: no secret yet; `adflows serve` creates it")
+    if not export:
+        print_result(found)
+        return
+    if (running := running_server()) is not None:
+        print_result(f"export PREFECT_API_URL={shlex.quote(running[0])}")
+    print_result(f"export {CLIENT_VARIABLE}={shlex.quote(found)}")
+
+
+def set_umask(text: str) -> None:
+    """Set the permissions that new files of this process and its children do not get. Raises ConfigError."""
+    if not re.fullmatch("0?[0-7]{3}", text):
+        raise ConfigError(f"--umask {text}: expected three octal digits, such as 077")
+    os.umask(int(text, 8))
+
+
 def serve(
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="Port of the UI and the API on 127.0.0.1.")
@@ -109,12 +156,14 @@ def serve(
     host: HostName = None,
     limit: Limit = RUNS_AT_A_TIME,
     notify: Notify = None,
+    umask: Umask = UMASK,
 ) -> None:
     """Run a Prefect server and a worker.
 
     Starts both on this machine, applies prefect.yaml, and runs until Ctrl-C. A server or worker that dies is started
-    again. The UI is at http://127.0.0.1:PORT.
+    again. The UI is at http://127.0.0.1:PORT. It asks for the secret that `adflows secret` shows.
     """
+    set_umask(umask)
     prepare_prefect()
     from flows.server.serve import DeployOptions, ServerOptions, WorkerOptions, serve_until_stopped
 
@@ -127,23 +176,26 @@ def server(
         str,
         typer.Option("--bind", metavar="ADDRESS", help="Address to listen on: 127.0.0.1, or 0.0.0.0 in a container."),
     ] = "127.0.0.1",
+    umask: Umask = UMASK,
 ) -> None:
     """Run a Prefect server without a worker.
 
     Runs until Ctrl-C, with the same settings as `adflows serve`. A server that dies is started again.
     """
+    set_umask(umask)
     prepare_prefect()
     from flows.server.serve import ServerOptions, run_server_until_stopped
 
     run_server_until_stopped(ServerOptions(port, bind))
 
 
-def worker(pool: Pool = POOL, host: HostName = None, limit: Limit = RUNS_AT_A_TIME) -> None:
+def worker(pool: Pool = POOL, host: HostName = None, limit: Limit = RUNS_AT_A_TIME, umask: Umask = UMASK) -> None:
     """Run a worker for a Prefect server.
 
     Runs the flows that the server at $PREFECT_API_URL puts into this machine's queue, until Ctrl-C. A worker that dies
     is started again.
     """
+    set_umask(umask)
     prepare_prefect()
     check_server()
     from flows.server.serve import WorkerOptions, run_worker_until_stopped

@@ -45,6 +45,11 @@ MIN_HEARTBEAT_S = 30
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
 
 
+def prefect_home() -> Path:
+    """Return Prefect's folder, with the database and the secret: $PREFECT_HOME, else ~/.prefect."""
+    return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+
+
 def cache_root() -> Path:
     """Return the folder of artifacts, locks and digests.
 
@@ -145,25 +150,6 @@ def prepare_numpy() -> None:
     with contextlib.suppress(OSError):
         if has_slow_avx512_sort(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")):
             os.environ.setdefault(*NUMPY_WITHOUT_AVX512)
-
-
-def prepare_prefect(*, verbose: bool = False) -> None:
-    """Set the environment that Prefect and the computing libraries read at their import. Call this before.
-
-    Variables that the user has set take precedence.
-    """
-    prepare_numpy()
-    for name, value in (PREFECT_DEFAULTS | LIBRARY_DEFAULTS).items():
-        os.environ.setdefault(name, value)
-    # requests to a server on this machine must not go through a proxy
-    for name in ("no_proxy", "NO_PROXY"):
-        if proxied := os.environ.get(name, os.environ.get(name.swapcase(), "")):
-            missing = [host for host in LOCAL_HOSTS if host not in proxied.split(",")]
-            os.environ[name] = ",".join([proxied, *missing])
-        else:
-            os.environ[name] = ",".join(LOCAL_HOSTS)
-    # for the console only: the server still gets every log line
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
 
 
 def memory_bytes() -> int | None:

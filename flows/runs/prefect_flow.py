@@ -16,6 +16,7 @@ from flows.privacy.log_filter import without_private_text
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_runner import PrefectRunner
 from flows.runs.runner import use_runner
+from flows.runs.server_answer import wait_for_server
 
 
 def final_state(outcome: Outcome) -> State[Outcome]:
@@ -39,7 +40,9 @@ def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow
     @functools.wraps(body)
     def within(*args: Any, **kwargs: Any) -> State[Outcome]:
         with use_runner(PrefectRunner):
-            return final_state(body(*args, **kwargs))
+            outcome = body(*args, **kwargs)
+        wait_for_server()
+        return final_state(outcome)
 
     signature = inspect.signature(body, eval_str=True)
     within.__signature__ = signature  # type: ignore[attr-defined]

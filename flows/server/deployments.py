@@ -22,6 +22,7 @@ from prefect import Flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flows.inbox.config import ALL_FAILED, InboxRequest
 from flows.inbox.flow import liver_inbox
 from flows.liver import mask_steps, steps
 from flows.liver.liver_masks import describe_mask, find_liver, mask_facts
@@ -31,6 +32,7 @@ from flows.runs.outcome import Outcome
 from flows.runs.prefect_flow import prefect_flow
 from flows.runs.run_folder import ensure_writable
 from flows.runs.runner import new_runner
+from flows.server.overlap import Overlap, one_at_a_time
 from flows.store.artifacts import SIDECAR
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
@@ -70,6 +72,20 @@ ZsadConfig = Annotated[
     Field(
         pattern=_CONFIG_PATTERN,
         json_schema_extra=_form("Configuration", _CONFIG.format("zsad", "zsad"), choices_of="zsad"),
+    ),
+]
+InboxConfig = Annotated[
+    str,
+    Field(
+        pattern=_CONFIG_PATTERN,
+        json_schema_extra=_form("Inbox", _CONFIG.format("inbox", "inbox"), choices_of="inbox"),
+    ),
+]
+Retry = Annotated[
+    tuple[Annotated[str, Field(pattern=_CASE_PATTERN)], ...],
+    Field(
+        max_length=1000,
+        json_schema_extra=_form("Cases to try again", f"Ids of cases. `{ALL_FAILED}` means all failed cases."),
     ),
 ]
 Name = Annotated[
@@ -161,13 +177,24 @@ class StepSettings(BaseModel):
             raise ConfigError(f"settings: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
-def _deployed(name: str, run_name: str) -> Callable[[Callable[..., Outcome]], Flow[..., Any]]:
-    """Return a decorator that makes a Prefect flow. Its state's message names the first failed case and the reason."""
+def _deployed(
+    name: str, run_name: str, overlap: Overlap | None = "wait"
+) -> Callable[[Callable[..., Outcome]], Flow[..., Any]]:
+    """Return a decorator that makes a Prefect flow. Its state's message names the first failed case and the reason.
+
+    `overlap` says what a run does while another one of the flow is at work. None: they run side by side.
+    """
 
     def deploy(body: Callable[..., Outcome]) -> Flow[..., Any]:
         @functools.wraps(body)
         def run_body(*args: Any, **kwargs: Any) -> Outcome:
-            outcome = body(*args, **kwargs)
+            if overlap is None:
+                outcome = body(*args, **kwargs)
+            else:
+                with one_at_a_time(name, overlap) as other:
+                    if other is not None:
+                        return Outcome(0, 0, summary=f"nothing done: the run {other}, is at work")
+                    outcome = body(*args, **kwargs)
             if not outcome.failures:
                 return outcome
             first = outcome.failures[0]
@@ -212,7 +239,7 @@ def zsad_weekly(
     return zsad.body(settings, ensure_writable(runs_root() / "zsad" / settings.name), refresh)
 
 
-@_deployed("liver-step", "{step} of {case_id}")
+@_deployed("liver-step", "{step} of {case_id}", overlap=None)
 def case_step(
     case_id: CaseId,
     step: StepName = "window",
@@ -257,7 +284,11 @@ def case_step(
     return Outcome.from_runner(runner, details=details, useful=ref is not None)
 
 
-segment_inbox = liver_inbox.prefect
+@_deployed("liver-inbox", "inbox {config}", overlap="skip")
+def segment_inbox(config: InboxConfig = "example", retry: Retry = (), refresh: Refresh = False) -> Outcome:
+    """New scans of an inbox: each is segmented once."""
+    file = named_config(config, "inbox")  # a form cannot name a file
+    return liver_inbox.body(InboxRequest(config=str(file), retry=retry), refresh)
 
 
 def _result_file(ref: Ref) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import socket
 import sys
@@ -20,7 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.machine.environment import heartbeat_s, product_folder, working_folder
+from flows.machine.environment import heartbeat_s, prefect_home, product_folder, working_folder
+from flows.machine.own_server import CLIENT_VARIABLE, SERVER_VARIABLE, ensure_secret, only_server, secret_file
 from flows.machine.terminal import print_result
 from flows.server.supervise import POLL_S, Child, run_until_stopped
 from flows.server.ui_policy import forbid_other_hosts
@@ -97,26 +97,24 @@ def serve_until_stopped(
     ConfigError
         The port or the database is in use, the server does not start, or it rejects prefect.yaml.
     """
-    server, worker = _server(server_options), _worker(worker_options)
+    server, worker = _server(), _worker(worker_options)
 
     def begin() -> None:
         _start_server(server, server_options)
         _apply(deploy_options, worker_options)
+        _end_dead_runs(worker_options)
         worker.start()
         print_result(f"{_worker_line(worker_options)}; Ctrl-C ends both")
 
-    with _lock_database():
-        _check_port(server_options)
-        os.environ.update(server_environment(server_options) | worker_environment(worker_options))
+    with _only_server(server_options):
+        os.environ.update(worker_environment(worker_options))
         run_until_stopped((worker, server), begin)
 
 
 def run_server_until_stopped(server_options: ServerOptions) -> None:
     """Run only a server until Ctrl-C or SIGTERM. Raises ConfigError as `serve_until_stopped` does."""
-    server = _server(server_options)
-    with _lock_database():
-        _check_port(server_options)
-        os.environ.update(server_environment(server_options))
+    server = _server()
+    with _only_server(server_options):
         run_until_stopped((server,), lambda: _start_server(server, server_options))
 
 
@@ -125,6 +123,7 @@ def run_worker_until_stopped(worker_options: WorkerOptions) -> None:
     worker = _worker(worker_options)
 
     def begin() -> None:
+        _end_dead_runs(worker_options)
         worker.start()
         print_result(f"{_worker_line(worker_options)}; Ctrl-C ends it")
 
@@ -132,9 +131,32 @@ def run_worker_until_stopped(worker_options: WorkerOptions) -> None:
     run_until_stopped((worker,), begin)
 
 
-def _server(server_options: ServerOptions) -> Child:
-    where = ["--host", server_options.address, "--port", str(server_options.port)]
-    return Child("server", [*_PREFECT, "server", "start", *where], STOP_SERVER_S)
+@contextlib.contextmanager
+def _only_server(server_options: ServerOptions) -> Iterator[None]:
+    """Hold the lock of the database, and set the environment of the server and its clients."""
+    api = f"{server_options.url}/api"
+    with only_server(api, own_secret=SERVER_VARIABLE not in os.environ):
+        _check_port(server_options)
+        os.environ.update(server_environment(server_options))
+        _use_secret()
+        yield
+
+
+def _use_secret() -> None:
+    """Set the server's secret for it and its clients: the user's own, or that of the file, which is made if missing."""
+    if (own := os.environ.get(SERVER_VARIABLE)) is not None:
+        os.environ[CLIENT_VARIABLE] = own
+        return
+    secret, new = ensure_secret()
+    os.environ |= {SERVER_VARIABLE: secret, CLIENT_VARIABLE: secret}
+    # a service's output goes to a log that others can read
+    if new and sys.stdout.isatty():
+        print_result(f"new secret to log in to the UI and the API: {secret}")
+    print_result(f"secret: in {secret_file()}; `adflows secret` shows it")
+
+
+def _server() -> Child:
+    return Child("server", [sys.executable, "-m", "flows.server.app"], STOP_SERVER_S)
 
 
 def _worker(worker_options: WorkerOptions) -> Child:
@@ -156,10 +178,6 @@ def _start_server(server: Child, server_options: ServerOptions) -> None:
     print_result(f"server: {server_options.url}")
 
 
-def _home() -> Path:
-    return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
-
-
 def server_environment(server_options: ServerOptions) -> dict[str, str]:
     """Return the variables for the server and for this process's client.
 
@@ -169,7 +187,7 @@ def server_environment(server_options: ServerOptions) -> dict[str, str]:
     defaults = SERVER_SETTINGS | {
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origins,
         # by default the UI lies in Prefect's package, where a service must not write
-        "PREFECT_UI_STATIC_DIRECTORY": str(_home() / "ui"),
+        "PREFECT_UI_STATIC_DIRECTORY": str(prefect_home() / "ui"),
     }
     values = {name: os.environ.get(name, value) for name, value in defaults.items()}
     values |= {
@@ -177,20 +195,29 @@ def server_environment(server_options: ServerOptions) -> dict[str, str]:
         "PREFECT_SERVER_API_PORT": str(server_options.port),
         "PREFECT_API_URL": f"{server_options.url}/api",
     }
-    if auth := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
-        values["PREFECT_API_AUTH_STRING"] = auth
     return values
 
 
 def worker_environment(worker_options: WorkerOptions) -> dict[str, str]:
-    """Return the variables for the worker.
+    """Return the variables for the worker and its runs.
 
     They replace those of `prepare_prefect`, which are for commands that may embed a server and print little.
     """
+    temporary = prefect_home() / "tmp"
+    temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
     return {
         "ADFLOWS_HOST": worker_options.host,
+        # the work pool's command finds this Python
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        # Prefect's worker uses a fixed name in this folder, which on /tmp belongs to the first user
+        "TMPDIR": str(temporary),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(heartbeat_s()),
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+        "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+        "DO_NOT_TRACK": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
         "PREFECT_CLI_PROMPT": "false",
     }
@@ -204,25 +231,6 @@ def _check_port(server_options: ServerOptions) -> None:
         except OSError as error:
             where = f"port {server_options.port} of {server_options.address}"
             raise ConfigError(f"{where} is not available ({error.strerror}); give another --port") from error
-
-
-@contextlib.contextmanager
-def _lock_database() -> Iterator[None]:
-    """Hold a lock on the database: two servers on one database would both run its schedules."""
-    home = _home()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(home / "adflows-serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"{home}: cannot be written to ({error.strerror}); change PREFECT_HOME") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"{home}: another adflows server uses this database; change PREFECT_HOME") from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _wait_for(server: Child, server_options: ServerOptions) -> None:
@@ -250,3 +258,11 @@ def _apply(deploy_options: DeployOptions, worker_options: WorkerOptions) -> None
     )
     for applied in asyncio.run(deploy(site, notify=deploy_options.notify)):
         print_result(applied.line)
+
+
+def _end_dead_runs(worker_options: WorkerOptions) -> None:
+    """Mark the runs of this machine whose processes are gone as crashed, as after a power cut."""
+    from flows.server.watch import end_dead_runs
+
+    for name in end_dead_runs(worker_options.pool, worker_options.host):
+        print_result(f"run {name}: its process is gone, so it is marked as crashed")

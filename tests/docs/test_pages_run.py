@@ -33,6 +33,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     (IMAGES, "make demo"): "takes minutes, and the network",
     (IMAGES, "python3 -m venv .venv"): "installs from a package index",
     (SERVER, "adflows serve"): "runs until Ctrl-C",
+    (SERVER, "adflows secret"): "needs a server",
     (SERVER, "export PATH=$PWD/.venv/bin:$PATH"): "needs a server",
     (SERVER, "prefect deployment schedule ls liver/liver-nightly"): "needs a server",
     (
@@ -61,7 +62,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     (MACHINES, "adflows liver run hu --set engine=dask --set engine_address=tcp://10.0.0.5:8786"): (
         "needs a second machine"
     ),
-    (OPERATE, "export PREFECT_API_URL=http://127.0.0.1:4200/api"): "needs a server",
+    (OPERATE, "adflows deploy --dry-run"): "needs a server",
     (OPERATE, "useradd --system --home-dir /var/lib/adflows --shell /usr/sbin/nologin adflows"): "needs root",
     (OPERATE, "server {"): "needs nginx",
     (OPERATE, "prefect deployment run liver/liver-nightly --param config=default --param seed=1"): "needs a server",

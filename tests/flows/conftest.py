@@ -28,7 +28,7 @@ os.environ["ADFLOWS_SLOTS"] = str(Path(_HOME.name) / "slots")
 # nor the machine's register of pseudonyms
 os.environ["ADFLOWS_PRIVATE"] = str(Path(_HOME.name) / "private")
 
-from flows.machine.environment import prepare_prefect  # noqa: E402
+from flows.machine.own_server import prepare_prefect  # noqa: E402
 
 prepare_prefect()
 

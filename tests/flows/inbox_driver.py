@@ -28,7 +28,7 @@ def main() -> None:
         os.write(descriptor, (" ".join(words) + "\n").encode())
         os.close(descriptor)
 
-    from flows.machine.environment import prepare_prefect
+    from flows.machine.own_server import prepare_prefect
 
     prepare_prefect()
     from flows.inbox.results import FailedCase, OutFolder

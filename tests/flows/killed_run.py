@@ -112,7 +112,7 @@ def _armed(swap: Callable[..., None], replace: Callable[..., Any]) -> Callable[.
 
 
 if __name__ == "__main__":
-    from flows.machine.environment import prepare_prefect
+    from flows.machine.own_server import prepare_prefect
 
     prepare_prefect()
     arm(sys.argv[1], sys.argv[2])

@@ -38,16 +38,28 @@ MARK = "ADFLOWS_TEST_MARK"
 HELD = '''
 import os, time
 from pathlib import Path
-from prefect import flow
+from prefect import flow, get_run_logger
+from flows.server.overlap import one_at_a_time
 
 FOLDER = Path(os.environ["HELD"])
 
-@flow(name="liver-held", flow_run_name="held {mark}", persist_result=False)
-def held(mark: str) -> None:
-    """Wait until the test releases the flow."""
+def wait(mark: str) -> None:
     (FOLDER / f"{mark}.began").touch()
     while not (FOLDER / f"{mark}.go").exists():
-        time.sleep(0.1)
+        get_run_logger().info("still here")
+        print("on standard output", flush=True)
+        time.sleep(0.5)
+
+@flow(name="liver-held", flow_run_name="held {mark}", persist_result=False)
+def alone(mark: str) -> None:
+    """Wait until the test releases the flow."""
+    wait(mark)
+
+@flow(name="liver-held", flow_run_name="held {mark}", persist_result=False)
+def queued(mark: str) -> None:
+    """Wait until the test releases the flow. Runs of this flow wait for each other."""
+    with one_at_a_time("held", "wait"):
+        wait(mark)
 
 @flow(name="liver-quick", persist_result=False)
 def quick() -> None:
@@ -183,6 +195,8 @@ class Live:
         values = {
             "PREFECT_HOME": str(self.root / "home"),
             "PREFECT_API_URL": self.url,
+            "PREFECT_SERVER_API_HOST": "127.0.0.1",
+            "PREFECT_SERVER_API_PORT": str(self.port),
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
@@ -193,6 +207,7 @@ class Live:
             "ADFLOWS_PRIVATE": str(self.root / "private"),
             "PYTHONPATH": str(product_folder()),
             "HELD": str(self.held),
+            "ADFLOWS_DEPLOYMENTS": str(self.root / "checkout" / "prefect.yaml"),
             MARK: self.mark,
         }
         database = {} if self.database is None else {"PREFECT_SERVER_DATABASE_CONNECTION_URL": self.database}
@@ -215,8 +230,7 @@ class Live:
         return (self.root / name).read_text(encoding="utf-8", errors="replace")
 
     def start_server(self) -> subprocess.Popen[bytes]:
-        port = ("--host", "127.0.0.1", "--port", str(self.port))
-        process = self.start("-m", "prefect", "server", "start", *port, log="server.log")
+        process = self.start("-m", "flows.server.app", log="server.log")
         wait_for("the server answers", lambda: process.poll() is not None or self.healthy(), 180)
         assert process.poll() is None, self.log("server.log")
         self.servers.append(process)
@@ -279,8 +293,8 @@ class Live:
         # off: one process per minute would be half the load of a busy machine
         cron = [{"slug": "now", "cron": "* * * * *", "timezone": "{{ $ADFLOWS_TIMEZONE }}", "active": False}]
         values["deployments"] = [
-            ours["liver-nightly"] | {"name": "queued", "entrypoint": f"{MODULE}.held"},
-            ours["segment-inbox"] | {"name": "alone", "entrypoint": f"{MODULE}.held"},
+            ours["liver-nightly"] | {"name": "queued", "entrypoint": f"{MODULE}.queued"},
+            ours["segment-inbox"] | {"name": "alone", "entrypoint": f"{MODULE}.alone"},
             ours["liver-nightly"] | {"name": "cron", "entrypoint": f"{MODULE}.quick", "schedules": cron},
             ours["liver-nightly"] | {"name": "failing", "entrypoint": f"{MODULE}.failing"},
             ours["liver-nightly"] | {"name": "others", "entrypoint": f"{MODULE}.others"},
@@ -293,8 +307,14 @@ class Live:
 
     @contextlib.contextmanager
     def client(self) -> Iterator[SyncPrefectClient]:
-        with SyncPrefectClient(self.url) as client:
+        with SyncPrefectClient(self.url, auth_string=self.secret) as client:
             yield client
+
+    @property
+    def secret(self) -> str | None:
+        """Return the secret of the site's server. None: it has none."""
+        file = self.root / "home" / "adflows-secret"
+        return file.read_text(encoding="utf-8").strip() if file.exists() else None
 
     def ask(self, deployment: str, **parameters: Any) -> FlowRun:
         """Create a run as the UI does when a form is sent."""

@@ -7,7 +7,7 @@ import random
 import sys
 from pathlib import Path
 
-from flows.machine.environment import prepare_prefect
+from flows.machine.own_server import prepare_prefect
 
 
 def many(engine: str, count: int, seed: int, folder: str) -> str:

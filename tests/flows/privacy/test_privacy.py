@@ -521,7 +521,7 @@ if __name__ == "__main__" and mode == "worker":
     from pathlib import Path
     from flows.cli.liver_options import load_settings
     from flows.liver.flow import prepare
-    from flows.machine.environment import prepare_prefect
+    from flows.machine.own_server import prepare_prefect
     settings = load_settings(Path(arguments[0]), {})
     print(prepare.prefect(settings=settings, refresh=True, return_state=True).name)
 elif __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_serve_runs_everything_and_leaves_nothing(tmp_path: Path) -> None:
         refused.value.close()
         assert "another adflows server" in site.adflows("serve", "--port", "1", code=2)
         # a dead server is restarted, and the worker continues
-        [server] = [pid for pid, command in processes(site.mark).items() if "prefect server start" in command]
+        [server] = [pid for pid, command in processes(site.mark).items() if "flows.server.app" in command]
         os.kill(server, signal.SIGKILL)
         wait_for("the server is restarted", lambda: "server: restarted" in site.log("serve.log"))
         wait_for("the server answers again", site.healthy, 120)

@@ -17,7 +17,8 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 
 from flows.devices.slots import device_count
-from flows.server.deploy import FAILURE_AUTOMATION, LOST_AUTOMATION, ZOMBIE_AUTOMATION, limit_name
+from flows.server.automations import FAILURE_AUTOMATION, LOST_AUTOMATION, ZOMBIE_AUTOMATION
+from flows.server.deploy import limit_name
 from tests.flows.live_server import HOST, POOL, Live, live, postgres, postgres_bin, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]

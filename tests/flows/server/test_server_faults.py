@@ -15,7 +15,8 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Pending
 
-from flows.server.deploy import FAILURE_AUTOMATION, limit_name
+from flows.server.automations import FAILURE_AUTOMATION
+from flows.server.deploy import limit_name
 from tests.flows.live_server import HOST, Live, live, postgres, postgres_bin, processes, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -81,7 +82,7 @@ def test_a_run_killed_with_its_worker_is_called_crashed_when_its_heartbeats_stay
     # the worker's supervisor first: it would restart the worker
     kill([worker.pid])
     kill(of(site, "prefect worker start"))
-    kill(of(site, "prefect.engine"))
+    kill(of(site, "flows.server.run"))
     assert site.state_of(run) == "Running"
     began = time.monotonic()
     ended = site.ended(run, 240)
@@ -111,7 +112,7 @@ def test_a_run_that_ended_is_not_called_crashed_afterwards(site: Live, worker: A
 def test_a_run_that_a_worker_took_and_never_began_is_called_crashed(site: Live) -> None:
     site.python(
         "from prefect.client.orchestration import get_client\n"
-        "from flows.server.deploy import LOST_AUTOMATION, lost_automation\n"
+        "from flows.server.automations import LOST_AUTOMATION, lost_automation\n"
         "with get_client(sync_client=True) as client:\n"
         "    [found] = client.read_automations_by_name(LOST_AUTOMATION)\n"
         "    client.update_automation(found.id, lost_automation(20))\n"
@@ -142,7 +143,7 @@ def test_a_killed_worker_is_started_again_and_its_run_still_ends(site: Live, wor
 def test_a_killed_flow_is_called_crashed_at_once_by_its_worker(site: Live, worker: Any) -> None:
     run = site.ask("liver-held/alone", mark="shot")
     site.began("shot")
-    kill(of(site, "prefect.engine"))
+    kill(of(site, "flows.server.run"))
     ended = site.ended(run, 30)
     assert ended.state is not None
     assert ended.state.name == "Crashed"
@@ -154,7 +155,7 @@ def test_a_worker_that_is_told_to_stop_lets_its_run_say_so_and_leaves_no_process
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(300) == 0
     assert site.state_of(run) == "Crashed"
-    assert of(site, "prefect worker start") == of(site, "prefect.engine") == []
+    assert of(site, "prefect worker start") == of(site, "flows.server.run") == []
 
 
 def test_a_server_restarted_while_a_slot_is_held_does_not_lose_it(site: Live) -> None:
