@@ -24,7 +24,7 @@ from flows.machine.environment import cache_root
 from flows.machine.stopping import StoppedError, stopping
 
 Overlap = Literal["wait", "skip"]
-"""What a run does while another one of its deployment is at work. `skip` concerns runs of a schedule only."""
+"""Behaviour of a run while another one of its deployment is at work. `skip` concerns runs of a schedule only."""
 POLL_S = 1.0
 SAY_S = 5.0
 """Time of waiting after which a run says what it waits for, s."""
