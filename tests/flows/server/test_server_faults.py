@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Pending
+from prefect.states import Cancelling, Pending
 
 from flows.server.automations import FAILURE_AUTOMATION
 from flows.server.deploy import limit_name
@@ -138,6 +138,45 @@ def test_a_killed_worker_is_started_again_and_its_run_still_ends(site: Live, wor
     assert ended.state.name == "Completed"
     following = site.ask("liver-quick/cron")
     assert site.state_of(site.ended(following, 240)) == "Completed"
+
+
+def test_a_run_that_outlives_its_worker_can_still_be_cancelled(site: Live, worker: Any) -> None:
+    run = site.ask("liver-held/alone", mark="cancelled")
+    site.began("cancelled")
+    kill(of(site, "prefect worker start"))
+    with site.client() as client:
+        client.set_flow_run_state(run.id, Cancelling())
+    ended = site.ended(run, 120)
+    assert ended.state is not None
+    assert ended.state.name == "Cancelled"
+    wait_for("its process is gone", lambda: not of(site, "flows.server.run"), 30)
+
+
+def test_a_deleted_run_ends(site: Live, worker: Any) -> None:
+    run = site.ask("liver-held/alone", mark="deleted")
+    site.began("deleted")
+    with site.client() as client:
+        client.delete_flow_run(run.id)
+    wait_for("its process is gone", lambda: not of(site, "flows.server.run"), 60)
+
+
+def test_a_run_that_ends_while_the_server_is_away_reports_later(site: Live, worker: Any) -> None:
+    run, long = site.ask("liver-held/alone", mark="away"), site.ask("liver-held/alone", mark="long")
+    site.began("away")
+    site.began("long")
+    heard_of(site, long)
+    site.kill_server()
+    site.let_go("away")
+    # Prefect's client gives up after 62 s, and three heartbeats are missing after 90 s
+    time.sleep(120)
+    assert len(of(site, "flows.server.run")) == 2
+    site.start_server()
+    assert site.state_of(site.ended(run, 60)) == "Completed"
+    time.sleep(45)
+    assert site.state_of(long) == "Running", "the automation's false alarm is corrected"
+    with site.client() as client:
+        client.set_flow_run_state(long.id, Cancelling())
+    assert site.state_of(site.ended(long, 90)) == "Cancelled"
 
 
 def test_a_killed_flow_is_called_crashed_at_once_by_its_worker(site: Live, worker: Any) -> None:
