@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.devices.engines import TASK_RUNNER
+from flows.machine.stopping import stopping
 from flows.privacy.log_filter import without_private_text
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_runner import PrefectRunner
@@ -38,8 +39,14 @@ def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow
 
     @functools.wraps(body)
     def within(*args: Any, **kwargs: Any) -> State[Outcome]:
-        with use_runner(PrefectRunner):
-            return final_state(body(*args, **kwargs))
+        try:
+            with use_runner(PrefectRunner):
+                return final_state(body(*args, **kwargs))
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C or a cancellation, which Prefect's threads do not notice
+            stopping.set()
+            raise
 
     signature = inspect.signature(body, eval_str=True)
     within.__signature__ = signature  # type: ignore[attr-defined]

@@ -45,7 +45,6 @@ from flows.server.deploy import (
     Site,
     choose_deployments,
     failure_automation,
-    limit_name,
     local_timezone,
     lost_automation,
     read_deployments,
@@ -351,7 +350,6 @@ def test_heartbeats_are_no_faster_than_prefect_lets_them_be(monkeypatch: pytest.
 def test_a_host_has_a_name_that_a_queue_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADFLOWS_HOST", "gpu 1.ward/b")
     assert host_name() == "gpu-1-ward-b"
-    assert limit_name(host_name()) == "gpu:gpu-1-ward-b"
     monkeypatch.delenv("ADFLOWS_HOST")
     assert re.fullmatch(r"[A-Za-z0-9_-]+", host_name())
 
@@ -359,10 +357,9 @@ def test_a_host_has_a_name_that_a_queue_can_have(monkeypatch: pytest.MonkeyPatch
 def test_templates_of_prefect_yaml_are_all_filled(tmp_path: Path) -> None:
     text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
     wanted = set(re.findall(r"\{\{ \$(\w+) \}\}", text))
-    values = template_values(Site(tmp_path, tmp_path, "pool", "host", 2, 60))
+    values = template_values(Site(tmp_path, tmp_path, "pool", "host", 60))
     assert wanted == set(values)
     environment = BY_NAME["step"]["work_pool"]["job_variables"]["env"]
-    assert environment["ADFLOWS_SERVER_LIMIT"].replace("{{ $ADFLOWS_HOST }}", "host") == limit_name("host")
     assert all(isinstance(value, str) for value in environment.values())
 
 
@@ -557,7 +554,7 @@ def test_the_guide_names_every_command_of_the_server() -> None:
         "adflows doctor",
     ):
         assert command in text
-    for option in ("--dry-run", "--notify", "--reset", "--host-name", "--devices", "--limit", "--port", "--bind"):
+    for option in ("--dry-run", "--notify", "--reset", "--host-name", "--limit", "--port", "--bind"):
         assert option in text
     for name in NAMES:
         assert f"`{name}`" in text
