@@ -29,7 +29,7 @@ MAX_BYTES = 4096
 
 @dataclass(frozen=True)
 class Entry:
-    """What a ticket says."""
+    """The content of a ticket."""
 
     run: str
     """Name of the run that asks."""
