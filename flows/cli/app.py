@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from flows.cli.options import (
     print_outcome,
     run_flow,
 )
+from flows.machine.stopping import StoppedError, raise_on_signals
 from flows.machine.terminal import print_result, terminal
 
 HELP = """Detect anomalies in liver CT and in images.
@@ -35,6 +37,7 @@ Exit codes:
   1  A bug; its traceback is printed.
   2  Bad input, a bad configuration or a failed case.
      One line names the file and the problem.
+  130  Stopped by Ctrl-C. 143: stopped by SIGTERM.
 
 \b
 Example:
@@ -129,8 +132,9 @@ def doctor(
 ) -> None:
     """Check this machine and say what to fix.
 
-    Checks Python, torch and the GPU, the library versions, Prefect, the cache, the pseudonyms, free disk space and
-    memory. Each line is ok, warn or fail; advice follows where there is a problem. Exit code 2: a check failed.
+    Checks Python, torch and the GPU, the library versions, Prefect, the cache, the pseudonyms, the devices in use, free
+    disk space and memory. Each line is ok, warn or fail; advice follows where there is a problem. Exit code 2: a check
+    failed.
     """
     from dataclasses import asdict
 
@@ -151,6 +155,7 @@ def doctor(
 
 def _register() -> None:
     from flows.cli import cache as cli_cache
+    from flows.cli import devices as cli_devices
     from flows.cli import ids as cli_ids
     from flows.cli import liver as cli_liver
     from flows.cli import models as cli_models
@@ -162,6 +167,7 @@ def _register() -> None:
     app.add_typer(cli_models.app, name="models")
     app.add_typer(cli_cache.app, name="cache")
     app.add_typer(cli_ids.app, name="ids")
+    app.command(epilog=example("adflows devices --json"))(cli_devices.devices)
     for command in (cli_server.deploy, cli_server.serve, cli_server.server, cli_server.worker, cli_server.secret):
         app.command(epilog=example(cli_server.EXAMPLES[command.__name__]))(command)
 
@@ -170,11 +176,20 @@ _register()
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done; 2 bad input, in one line; 1 a bug, with its traceback."""
+    """Run the command line.
+
+    Exit codes: 0 done; 2 bad input, in one line; 1 a bug, with its traceback; 130 Ctrl-C; 143 SIGTERM.
+    """
     from medad.base.errors import UserError
 
+    raise_on_signals()
     try:
         app()
+    except StoppedError as stopped:
+        typer.echo(f"adflows: {stopped}", err=True)
+        sys.exit(stopped.exit_code)
     except UserError as error:
         typer.echo(f"adflows: {error}", err=True)
         sys.exit(EXIT_USER_ERROR)
+    finally:
+        gc.freeze()  # Python's last search for garbage among the libraries' objects takes seconds

@@ -225,6 +225,20 @@ def check_register() -> Check:
     )
 
 
+def check_devices() -> Check:
+    """Check that each device in use has a holder that works."""
+    from flows.devices.slots import slot_folder, slot_states
+
+    try:
+        used = [state for state in slot_states() if state.taken or state.waiting]
+    except OSError as error:
+        return Check("devices", "fail", f"{slot_folder()}: {error.strerror}", "set ADFLOWS_SLOTS")
+    found = "; ".join(f"{state.name}: {state.line}" for state in used) or "all free"
+    if any(state.needs_attention for state in used):
+        return Check("devices", "warn", found, "continue or end that process; until then other runs wait")
+    return Check("devices", "ok", found)
+
+
 def _disk(name: str, folder: Path) -> Check:
     free_gb = shutil.disk_usage(_nearest_existing(folder)).free / GB
     found = f"{free_gb:.0f} GB free at {folder}"
@@ -265,6 +279,7 @@ def run_checks(runs: Path) -> list[Check]:
         check_prefect,
         check_cache,
         check_register,
+        check_devices,
         lambda: check_disk(runs),
         check_memory,
     ]

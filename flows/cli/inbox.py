@@ -24,6 +24,7 @@ from flows.cli.options import (
     print_outcome,
     run_flow,
 )
+from flows.machine.stopping import StoppedError
 from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError, UserError
 
@@ -88,7 +89,7 @@ def _watch(request: InboxRequest, seconds: float, *, refresh: bool, as_json: boo
     from flows.inbox.flow import liver_inbox
 
     failed, bug = False, None
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, StoppedError):
         while True:
             try:
                 if has_news(request):

@@ -27,9 +27,7 @@ RUNS_AT_A_TIME = 4
 Pool = Annotated[str, typer.Option("--pool", help="Name of the work pool. It is created if it does not exist.")]
 HostName = Annotated[
     str | None,
-    typer.Option(
-        "--host-name", help="Name of this machine's queue and limit. Default: $ADFLOWS_HOST, or the host name."
-    ),
+    typer.Option("--host-name", help="Name of this machine's queue. Default: $ADFLOWS_HOST, or the host name."),
 ]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Number of runs at a time on this machine.")]
 Notify = Annotated[
@@ -69,12 +67,6 @@ def deploy(
     ] = None,
     pool: Pool = POOL,
     host: HostName = None,
-    devices: Annotated[
-        int | None,
-        typer.Option(
-            "--devices", min=1, help="Number of device steps at a time on this machine. Default: its GPUs, or 1."
-        ),
-    ] = None,
     notify: Notify = None,
     reset: Annotated[
         bool, typer.Option("--reset", help="Reset schedules, switches and parameters that were changed in the UI.")
@@ -86,16 +78,15 @@ def deploy(
 ) -> None:
     """Create the deployments on a Prefect server.
 
-    Applies prefect.yaml to the server at $PREFECT_API_URL: deployments, the work pool, this machine's queue, limits and
+    Applies prefect.yaml to the server at $PREFECT_API_URL: deployments, the work pool, this machine's queue and
     automations. Run it once, and again after each upgrade. Schedules are off until you switch them on in the UI.
     """
     prepare_prefect()
     check_server()
-    from flows.devices.slots import device_count
     from flows.server.deploy import Site
     from flows.server.deploy import deploy as apply
 
-    site = Site(product_folder(), working_folder(), pool, host or host_name(), devices or device_count(), heartbeat_s())
+    site = Site(product_folder(), working_folder(), pool, host or host_name(), heartbeat_s())
     applied = asyncio.run(apply(site, names=names or (), notify=notify, reset=reset, dry_run=dry_run))
     if as_json:
         print_result(json.dumps([asdict(each) for each in applied], indent=1))

@@ -1,8 +1,9 @@
 """Child processes for device steps. Each sees one device, has a time limit, and ends when its flow ends.
 
 The child is forked from a fork server that has loaded the libraries but used no device. This takes milliseconds. The
-child inherits the lock of its device's slot, so the device's memory and slot are free as soon as the child ends.
-The child ends when its flow's process ends, even if that was killed.
+child inherits the lock of its device's slot, so the device's memory and slot are free as soon as the child ends. The
+child ends when its flow's process ends, even if that was killed. A training on the CPU has a lower priority than the
+short steps that share the cores with it.
 
 If memory runs out, the step is retried with half the batch size, again and again, and at last on the CPU.
 """
@@ -10,6 +11,7 @@ If memory runs out, the step is retried with half the batch size, again and agai
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import shutil
@@ -20,13 +22,14 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver, reduction
+from multiprocessing import forkserver, reduction, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.devices.progress import progress_callback
-from flows.devices.slots import Device, Slot, device_slot
+from flows.devices.slots import Device, Slot
+from flows.devices.waiting import call_slot
 from flows.machine.stopping import StoppedError, stopping
 from flows.privacy.log_filter import learn_call
 from flows.store.artifacts import BuildRecord
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
 
 POLL_S = 0.2
+TRAINING_NICE = 5
+"""Added niceness of a training on the CPU, which takes hours and may share the cores with a step that takes seconds."""
 KILLED_FOR_MEMORY = -signal.SIGKILL
 """Exit code of a process that was killed. The kernel does this when the machine is out of memory."""
 PRELOADED = (
@@ -72,6 +77,24 @@ def preload_libraries() -> None:
     """Start the fork server unless it runs. Return at once, while the server loads the libraries."""
     if not multiprocessing.current_process().daemon:
         forkserver.ensure_running()
+        _collect_helpers()
+
+
+@functools.cache
+def _collect_helpers() -> None:
+    """Make this process end and collect multiprocessing's two helper processes when it ends.
+
+    The fork server and the resource tracker would end a moment after this process, as zombies of whoever adopts them.
+    """
+    helpers = (forkserver._forkserver, resource_tracker._resource_tracker)
+
+    def stop() -> None:
+        for helper in helpers:
+            with contextlib.suppress(AttributeError, OSError):  # the method is not documented
+                helper._stop()  # type: ignore[union-attr]
+
+    # a negative priority: after multiprocessing has ended the steps, which belong to the fork server
+    util.Finalize(None, stop, exitpriority=-1)
 
 
 class ChildTraceback(Exception):  # noqa: N818 - the cause of an error, not one
@@ -123,7 +146,7 @@ def compute_in_child(call: Call, out: Path, key: str) -> BuildRecord:
     batch_size = call.batch_size
     notes: list[str] = []
     while True:
-        with device_slot(gpus) as slot:
+        with call_slot(call, gpus) as slot:
             device = slot.device
             began = time.monotonic()
             try:
@@ -155,11 +178,12 @@ def _run_in_child(call: Call, out: Path, key: str, slot: Slot, batch_size: int) 
     """Run the step once. Return when it is done; raise the error that it raised."""
     if multiprocessing.current_process().daemon:
         raise ConfigError(DAEMON_WORKER_RULE)
+    _collect_helpers()
     receiver, sender = _context.Pipe(duplex=False)
     order = _ChildTask(call, out, key, slot.device, batch_size, dict(os.environ))
     process = _context.Process(
         target=_child_main,
-        args=(order, sender, _InheritedDescriptor(slot.descriptor)),
+        args=(order, sender, _InheritedDescriptor(slot.descriptor), _InheritedDescriptor(slot.ticket.descriptor)),
         name=call.step.name,
         daemon=True,
     )
@@ -167,6 +191,8 @@ def _run_in_child(call: Call, out: Path, key: str, slot: Slot, batch_size: int) 
     try:
         process.start()
         sender.close()
+        assert process.pid is not None
+        slot.ticket.add_process(process.pid)
         with progress_callback(call) as on_progress:
             outcome: tuple[Any, ...] | None = None
             for message in _receive_messages(process, receiver, time.monotonic() + limit_h * 3600):
@@ -229,14 +255,16 @@ def _raise_child_error(outcome: tuple[Any, ...] | None, process: BaseProcess) ->
         raise error from ChildTraceback(text)
 
 
-def _child_main(order: _ChildTask, connection: Connection, lock: _InheritedDescriptor) -> None:
-    """Run the step in the child process. The open descriptor `lock` holds the slot."""
-    assert lock.descriptor >= 0
+def _child_main(order: _ChildTask, connection: Connection, *held: _InheritedDescriptor) -> None:
+    """Run the step in the child process. The open descriptors `held` hold the slot and the step's ticket."""
+    assert all(one.descriptor >= 0 for one in held)
     os.setsid()
     os.environ.clear()
     os.environ.update(order.environment)
     os.environ["CUDA_VISIBLE_DEVICES"] = order.device.visible
     os.environ["ADFLOWS_DEVICE"] = order.device.name  # for people who inspect the process
+    if order.call.step.kind == "training" and not order.device.is_gpu:
+        os.nice(TRAINING_NICE)
     _end_with_parent()
     learn_call(order.call.step.name, order.call)  # output of libraries may reach a worker's log
 

@@ -22,7 +22,7 @@ UI_INTERVAL_S = 5.0
 """Shortest time between two updates in the UI. An update takes 16 ms."""
 
 
-def _current_task() -> TaskRunContext | None:
+def current_task() -> TaskRunContext | None:
     """Return the Prefect task that this thread runs. None: it runs none. Prefect is not imported for this."""
     if "prefect" not in sys.modules:
         return None
@@ -45,14 +45,14 @@ def progress_callback(call: Call) -> Iterator[Callable[..., None]]:
 
 
 def _image_callback(step: str) -> Callable[[int, int], None]:
-    task = _current_task()
+    task = current_task()
     name = step if task is None else task.task_run.name
     return lambda done, total: terminal.count(name, done, total)
 
 
 def _training_callback(phase: str) -> Callable[[Progress], None]:
     """Return the callback of a training. An error of the UI, such as a lost server, never stops the training."""
-    in_task = _current_task() is not None
+    in_task = current_task() is not None
     artifact: UUID | None = None
     last = -UI_INTERVAL_S
 

@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.devices.engines import TASK_RUNNER
+from flows.machine.stopping import stopping
 from flows.privacy.log_filter import without_private_text
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_runner import PrefectRunner
@@ -39,9 +40,15 @@ def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow
 
     @functools.wraps(body)
     def within(*args: Any, **kwargs: Any) -> State[Outcome]:
-        with use_runner(PrefectRunner):
-            outcome = body(*args, **kwargs)
-        wait_for_server()
+        try:
+            with use_runner(PrefectRunner):
+                outcome = body(*args, **kwargs)
+            wait_for_server()
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C or a cancellation, which Prefect's threads do not notice
+            stopping.set()
+            raise
         return final_state(outcome)
 
     signature = inspect.signature(body, eval_str=True)

@@ -21,7 +21,6 @@ from prefect.states import Completed, Failed
 
 from flows.devices.child import compute_in_child, preload_libraries
 from flows.devices.engines import EngineTaskRunner
-from flows.devices.server_limit import server_slot
 from flows.machine.stopping import stopping
 from flows.privacy.log_filter import without_private_text
 from flows.runs.retries import RETRY_DELAYS_S
@@ -36,13 +35,12 @@ CACHED_STATE = "Cached"
 
 
 def make_on_worker(call: Call, out: Path, key: str) -> BuildRecord | None:
-    """Run a call. A device step runs in a new process and holds a slot of the server's limit."""
+    """Run a call. A device step runs in a new process."""
     if call.step.before_devices:
         preload_libraries()
     if call.step.kind is None:
         return make_in_this_process(call, out, key)
-    with server_slot():
-        return compute_in_child(call, out, key)
+    return compute_in_child(call, out, key)
 
 
 @without_private_text

@@ -20,7 +20,8 @@ from typing import ClassVar
 
 from flows.devices.child import compute_in_child
 from flows.devices.progress import progress_callback
-from flows.devices.slots import allowed_devices, device_slot
+from flows.devices.slots import allowed_devices
+from flows.devices.waiting import WaitingNotice, call_slot
 from flows.machine.stopping import stopping
 from flows.machine.terminal import format_seconds, terminal
 from flows.privacy.log_filter import install, learn_call, path_filter, rule_of
@@ -67,10 +68,16 @@ def find_or_make(label: str, call: Call, *, refresh: bool, make: MakeArtifact) -
     `label` is the name of the case for the user and the UI.
     """
     learn_call(label, call)
+    notice = WaitingNotice()
     try:
         parts = call.parts()
         key = content_key(parts)
-        ref, cached = ArtifactStore().build(call.step, parts, lambda out: make(call, out, key), refresh=refresh)
+
+        def body(out: Path) -> BuildRecord | None:
+            notice.end()
+            return make(call, out, key)
+
+        ref, cached = ArtifactStore().build(call.step, parts, body, refresh=refresh, on_wait=notice.show)
         return BuiltArtifact(ref, cached)
     except Exception as error:
         return to_case_failure(label, call.step.name, error)
@@ -84,7 +91,7 @@ def make_in_this_process(call: Call, out: Path, key: str) -> BuildRecord | None:
         return None
     if any(device.is_gpu for device in allowed_devices(call.machine.gpus)):
         return compute_in_child(call, out, key)
-    with device_slot(call.machine.gpus) as slot, progress_callback(call) as report:
+    with call_slot(call, call.machine.gpus) as slot, progress_callback(call) as report:
         made = BuildRecord.now(slot.device.name)
         call.run(out, Place(slot.device.torch_name, call.batch_size, report), key=key)
         return made

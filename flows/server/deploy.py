@@ -3,7 +3,6 @@
 Running it twice is safe. It sets up:
 
 - a work pool with one queue for this machine. Its template has the command of all runs, which no run can change,
-- the global concurrency limit that device steps of all flows share,
 - the deployments of prefect.yaml, through `prefect deploy`,
 - two automations that mark runs as crashed: one if a run's process vanished, one if a run never began,
 - one automation that sends a notification of each failed run, if a notification block is given.
@@ -32,7 +31,6 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from flows.server.automations import (
     BEGIN_S,
     Applied,
-    Status,
     apply_automation,
     failure_automation,
     lost_automation,
@@ -54,7 +52,6 @@ class Site:
     """Working directory of the deployed flows."""
     pool: str
     host: str
-    devices: int
     heartbeat_s: int
 
 
@@ -111,7 +108,6 @@ async def deploy(
             applied = [
                 await _pool(client, site, dry_run=dry_run),
                 await _queue(client, site, dry_run=dry_run),
-                await _limit(client, site, dry_run=dry_run),
                 *await _deployments(client, site, values, entries, reset=reset, dry_run=dry_run),
                 await apply_automation(client, zombie_automation(site.heartbeat_s), dry_run=dry_run),
                 await apply_automation(client, lost_automation(BEGIN_S), dry_run=dry_run),
@@ -183,25 +179,6 @@ async def _queue(client: PrefectClient, site: Site, *, dry_run: bool) -> Applied
             await client.create_work_queue(site.host, work_pool_name=site.pool)
         return Applied("work queue", name, "created")
     return Applied("work queue", name, "unchanged")
-
-
-def limit_name(host: str) -> str:
-    """Return the name of the global concurrency limit of a machine's devices."""
-    return f"gpu:{host}"
-
-
-async def _limit(client: PrefectClient, site: Site, *, dry_run: bool) -> Applied:
-    name = limit_name(site.host)
-    status: Status = "unchanged"
-    try:
-        known = await client.read_global_concurrency_limit_by_name(name)
-        if known.limit != site.devices or not known.active:
-            status = "updated"
-    except ObjectNotFound:
-        status = "created"
-    if not dry_run and status != "unchanged":
-        await client.upsert_global_concurrency_limit_by_name(name, site.devices)
-    return Applied("global limit", f"{name} = {site.devices}", status)
 
 
 async def _deployments(

@@ -250,12 +250,9 @@ def _wait_for(server: Child, server_options: ServerOptions) -> None:
 
 
 def _apply(deploy_options: DeployOptions, worker_options: WorkerOptions) -> None:
-    from flows.devices.slots import device_count
     from flows.server.deploy import Site, deploy
 
-    site = Site(
-        product_folder(), working_folder(), worker_options.pool, worker_options.host, device_count(), heartbeat_s()
-    )
+    site = Site(product_folder(), working_folder(), worker_options.pool, worker_options.host, heartbeat_s())
     for applied in asyncio.run(deploy(site, notify=deploy_options.notify)):
         print_result(applied.line)
 

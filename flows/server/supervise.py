@@ -142,19 +142,21 @@ def _adopt_orphans() -> Iterator[None]:
 
 def _reap_orphans(known: set[int]) -> None:
     """Collect dead orphans. The exit codes of `known` children are left for the code that started them."""
-    for pid in _children(os.getpid()) - known:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+    with contextlib.suppress(ChildProcessError):
+        # look through all processes only if a child is dead
+        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            for pid in _children(os.getpid(), dead=True) - known:
+                os.waitpid(pid, os.WNOHANG)
 
 
-def _children(parent: int) -> set[int]:
-    """Return the process ids of the children of `parent`."""
+def _children(parent: int, *, dead: bool = False) -> set[int]:
+    """Return the process ids of the living children of `parent`, or of the dead ones that it has not collected."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             # the second field is the program's name in brackets, which may contain any character
             state, its_parent = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
-            if int(its_parent) == parent and state != "Z":
+            if int(its_parent) == parent and (state == "Z") == dead:
                 found.add(int(stat.parent.name))
     return found
 

@@ -28,13 +28,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.machine.environment import cache_root
+from flows.machine.environment import cache_root, host_name
+from flows.machine.stopping import StoppedError, stopping
 from flows.store.digests import DigestMemory, file_sha256
 from flows.store.references import Ref, canonical_json, library_versions
 from flows.store.step import Step, content_key
 from medad.base.storage import disk_full_as_user_error, sync_path
 
 SIDECAR = "artifact.json"
+POLL_S = 0.05
+NOTICE_S = 5.0
+"""Waiting time for a lock after which a line says who holds it."""
 
 
 class FileEntry(BaseModel):
@@ -101,6 +105,34 @@ def _mark_used(folder: Path) -> None:
         os.utime(folder)
 
 
+def _try_lock(path: Path) -> int | None:
+    """Lock a file and write this process into it. Return its descriptor. None: another process has the lock."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the last holder removes the file, so check that the locked file is still the one on disk
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                os.pwrite(descriptor, f"process {os.getpid()} on {host_name()}".encode(), 0)
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _holder_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") or "another process"
+    except OSError:
+        return "another process"
+
+
 class ArtifactStore:
     """The artifacts in one cache folder. Safe for threads, processes and kill -9."""
 
@@ -112,28 +144,26 @@ class ArtifactStore:
         return self.root / step / key
 
     @contextlib.contextmanager
-    def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
-        """Hold `<cache>/locks/<name>.lock`. Yields False, without the lock, if it is taken and `wait` is False."""
+    def lock(
+        self, name: str, *, wait: bool = True, on_wait: Callable[[str], None] = lambda line: None
+    ) -> Iterator[bool]:
+        """Hold `<cache>/locks/<name>.lock`. Yields False, without the lock, if it is taken and `wait` is False.
+
+        `on_wait` shows one line about who holds the lock. Raise StoppedError if the flow is stopped while it waits.
+        """
         path = self.root / "locks" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                # the last holder removes the file, so check that the locked file is still the one on disk
-                current = os.stat(path).st_ino == os.fstat(descriptor).st_ino  # noqa: PTH116
-            except BlockingIOError:
-                os.close(descriptor)
+        notice = time.monotonic() + NOTICE_S
+        while (descriptor := _try_lock(path)) is None:
+            if not wait:
                 yield False
                 return
-            except FileNotFoundError:
-                current = False
-            except BaseException:
-                os.close(descriptor)
-                raise
-            if current:
-                break
-            os.close(descriptor)
+            if stopping.is_set():
+                raise StoppedError
+            if time.monotonic() > notice:
+                on_wait(f"waiting for {_holder_text(path)}, which makes the same result")
+                notice = math.inf
+            time.sleep(POLL_S)
         try:
             yield True
         finally:
@@ -210,12 +240,18 @@ class ArtifactStore:
         return Ref(step=step.name, key=key, digest=sidecar.digest, path=str(folder.relative_to(self.root)))
 
     def build(
-        self, step: Step, parts: Mapping[str, Any], body: Callable[[Path], BuildRecord | None], *, refresh: bool = False
+        self,
+        step: Step,
+        parts: Mapping[str, Any],
+        body: Callable[[Path], BuildRecord | None],
+        *,
+        refresh: bool = False,
+        on_wait: Callable[[str], None] = lambda line: None,
     ) -> tuple[Ref, bool]:
         """Return the artifact of `step` for the key of `parts`, running `body` on an empty folder if it must be made.
 
-        One process makes the artifact, and others that need it wait. If `body` fails, its files are removed. The second
-        returned value is whether the artifact existed already.
+        One process makes the artifact, and others that need it wait. `on_wait` shows one line about what they wait for.
+        If `body` fails, its files are removed. The second returned value is whether the artifact existed already.
 
         Raises
         ------
@@ -224,7 +260,7 @@ class ArtifactStore:
         """
         key = content_key(parts)
         name = f"{step.name}-{key}"
-        with disk_full_as_user_error(self.root), self.lock(name):
+        with disk_full_as_user_error(self.root), self.lock(name, on_wait=on_wait):
             if not refresh and (found := self.find(step, key)) is not None:
                 return found, True
             for leftover in (self.root / "tmp").glob(f"{name}.*"):  # left by a killed process, since the lock is ours

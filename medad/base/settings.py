@@ -38,6 +38,8 @@ class TimeLimits(Settings):
     """Limit in hours for encoding the images or prompts of one category."""
     inference_hours: Hours = 6.0
     """Limit in hours for segmenting or scoring one case or category."""
+    waiting_hours: Hours = 120.0
+    """Limit in hours for waiting for a device that other steps use. It is longer than the limit of a training."""
 
 
 class MachineSettings(Settings):

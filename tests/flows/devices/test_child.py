@@ -45,7 +45,7 @@ def facts(out: Path) -> dict[str, Any]:
     return found
 
 
-def is_free(name: str = "cpu") -> bool:
+def is_free(name: str = gpu.SHORT_STEPS) -> bool:
     descriptor = gpu._try_lock(name)
     if descriptor is None:
         return False
@@ -180,7 +180,7 @@ def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path, out: Path)
     ready = threading.Event()
 
     def busy() -> None:
-        with gpu.device_slot("cpu"):
+        with gpu.device_slot("cpu", training=False):
             ready.set()
             time.sleep(3.0)
 

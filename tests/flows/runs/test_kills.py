@@ -92,9 +92,10 @@ def check(place: str, step: str, runs: Runs, straight: dict[str, Any], monkeypat
     assert contents(again["run_folder"]) == contents(straight["run_folder"])
     assert left_behind(runs.root) == []
     monkeypatch.setenv("ADFLOWS_SLOTS", str(runs.root / "slots"))
-    descriptor = gpu._try_lock("cpu")
-    assert descriptor is not None, "the device is free"
-    os.close(descriptor)
+    for name in (gpu.CPU_NAME, gpu.SHORT_STEPS):
+        descriptor = gpu._try_lock(name)
+        assert descriptor is not None, "the device is free"
+        os.close(descriptor)
 
 
 @pytest.fixture(scope="module")

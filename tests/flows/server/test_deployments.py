@@ -46,7 +46,7 @@ from flows.server.automations import (
     lost_automation,
     zombie_automation,
 )
-from flows.server.deploy import Site, choose_deployments, limit_name, local_timezone, read_deployments, template_values
+from flows.server.deploy import Site, choose_deployments, local_timezone, read_deployments, template_values
 from flows.server.deployments import StepSettings, case_step, zsad_weekly
 from flows.server.serve import (
     LOCAL,
@@ -349,7 +349,6 @@ def test_heartbeats_are_no_faster_than_prefect_lets_them_be(monkeypatch: pytest.
 def test_a_host_has_a_name_that_a_queue_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADFLOWS_HOST", "gpu 1.ward/b")
     assert host_name() == "gpu-1-ward-b"
-    assert limit_name(host_name()) == "gpu:gpu-1-ward-b"
     monkeypatch.delenv("ADFLOWS_HOST")
     assert re.fullmatch(r"[A-Za-z0-9_-]+", host_name())
 
@@ -357,7 +356,7 @@ def test_a_host_has_a_name_that_a_queue_can_have(monkeypatch: pytest.MonkeyPatch
 def test_templates_of_prefect_yaml_are_all_filled(tmp_path: Path) -> None:
     text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
     wanted = set(re.findall(r"\{\{ \$(\w+) \}\}", text))
-    values = template_values(Site(tmp_path, tmp_path, "pool", "host", 2, 60))
+    values = template_values(Site(tmp_path, tmp_path, "pool", "host", 60))
     assert wanted == set(values)
 
 
@@ -549,7 +548,7 @@ def test_the_guide_names_every_command_of_the_server() -> None:
         "adflows doctor",
     ):
         assert command in text
-    for option in ("--dry-run", "--notify", "--reset", "--host-name", "--devices", "--limit", "--port", "--bind"):
+    for option in ("--dry-run", "--notify", "--reset", "--host-name", "--limit", "--port", "--bind"):
         assert option in text
     for name in NAMES:
         assert f"`{name}`" in text

@@ -119,7 +119,7 @@ def test_the_hosts_are_those_that_an_administrator_names(monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_run_cannot_choose_its_command(tmp_path: Path) -> None:
-    template = job_template(Site(tmp_path, tmp_path, "pool", "box", 1, 60))
+    template = job_template(Site(tmp_path, tmp_path, "pool", "box", 60))
     hostile = {"command": "touch owned", "env": {"PATH": "/evil"}, "env.LD_PRELOAD": "evil.so", "working_dir": "/"}
     more = {"labels": {"a": "b"}, "stream_output": False, "name": "mine"}
 

@@ -16,23 +16,9 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Pending
 
 from flows.server.automations import FAILURE_AUTOMATION
-from flows.server.deploy import limit_name
 from tests.flows.live_server import HOST, Live, live, postgres, postgres_bin, processes, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
-
-HOLDER = """
-import os, sys, time
-from pathlib import Path
-from prefect.concurrency.sync import concurrency
-folder = Path(os.environ["HELD"])
-with concurrency({limit!r}, occupy=1, strict=True, raise_on_lease_renewal_failure=False, lease_duration={lease_s}):
-    (folder / "slot.held").touch()
-    while not (folder / "slot.go").exists():
-        time.sleep(0.1)
-"""
-LEASE_S = 150
-"""Duration of a lease, s. A server restarts in less, even on a busy machine."""
 
 
 @pytest.fixture
@@ -68,11 +54,6 @@ def heard_of(site: Live, run: FlowRun) -> None:
             f"run {run.name} gives a sign of life",
             lambda: client.request("POST", "/events/filter", json={"filter": wanted}).json()["events"],
         )
-
-
-def slots(site: Live) -> int:
-    with site.client() as client:
-        return client.read_global_concurrency_limit_by_name(limit_name(HOST)).active_slots
 
 
 def test_a_run_killed_with_its_worker_is_called_crashed_when_its_heartbeats_stay_away(site: Live, worker: Any) -> None:
@@ -195,29 +176,6 @@ def test_a_worker_that_is_told_to_stop_lets_its_run_say_so_and_leaves_no_process
     assert worker.wait(300) == 0
     assert site.state_of(run) == "Crashed"
     assert of(site, "prefect worker start") == of(site, "flows.server.run") == []
-
-
-def test_a_server_restarted_while_a_slot_is_held_does_not_lose_it(site: Live) -> None:
-    """Leases are stored on disk. With Prefect's default, in memory, the slot would stay occupied."""
-    holder = site.start("-c", HOLDER.format(limit=limit_name(HOST), lease_s=LEASE_S), log="holder.log")
-    wait_for("the slot is held", lambda: holder.poll() is not None or (site.held / "slot.held").exists())
-    assert slots(site) == 1
-    site.kill_server()
-    site.start_server()
-    assert slots(site) == 1
-    (site.held / "slot.go").touch()
-    assert holder.wait(120) == 0, site.log("holder.log")
-    wait_for("the slot is given back", lambda: slots(site) == 0, 30)
-
-
-def test_a_slot_of_a_holder_that_died_while_the_server_was_away_is_freed(site: Live) -> None:
-    holder = site.start("-c", HOLDER.format(limit=limit_name(HOST), lease_s=LEASE_S), log="holder.log")
-    wait_for("the slot is held", lambda: holder.poll() is not None or (site.held / "slot.held").exists())
-    site.kill_server()
-    kill([holder.pid])
-    site.start_server()
-    assert slots(site) == 1
-    wait_for("the lease runs out", lambda: slots(site) == 0, LEASE_S + 60)
 
 
 @pytest.fixture
