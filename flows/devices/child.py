@@ -41,14 +41,7 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 KILLED_FOR_MEMORY = -signal.SIGKILL
 """Exit code of a process that was killed. The kernel does this when the machine is out of memory."""
-PRELOADED = (
-    "flows.devices.child",
-    "flows.liver.steps",
-    "flows.zsad.steps",
-    "medad.steps.cases",
-    "medad.networks.train",
-    "zsad.scorers.dual.score",
-)
+PRELOADED = ("flows.devices.child", "flows.liver.steps", "flows.zsad.steps", "torch")
 """Modules that the fork server loads once for all child processes."""
 MAIN_PACKAGES = ("prefect", "ray")
 """Packages with main programs that run flows. A child imports its parent's main program, and so these packages."""

@@ -49,7 +49,7 @@ PREPARE = Step(
 SEGMENT = Step(
     "segment",
     2,
-    "medad.steps.cases:segment_case",
+    "medad.steps.segment:segment_case",
     _SEGMENTING,
     kind="inference",
     not_in_key=frozenset({"settings.batch_size"}),
