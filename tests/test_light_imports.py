@@ -54,6 +54,28 @@ def test_the_process_of_a_flow_loads_neither_torch_nor_monai(script: str) -> Non
     assert not loaded_by(script) & {"monai", "torch", "torchvision"}
 
 
+BY_HAND = """
+import sys
+from pathlib import Path
+from flows.__main__ import main
+from medad.cohort.phantom import write_btcv_phantoms
+folder = Path(sys.argv[1])
+write_btcv_phantoms(folder, 1, seed=1, shape=(32, 32, 8), spacing_mm=(10.0, 10.0, 15.0))
+(scan,), (label,) = (list((folder / name).iterdir()) for name in ("img", "label"))
+options = ["--liver", str(label), "--liver-label", "6", "--set", "slice_px=64", "-o", str(folder / "out.safetensors")]
+sys.argv = ["adflows", "liver", "step", "window", str(scan), "--through", "equalise", *options]
+main()
+"""
+
+
+def test_a_step_by_hand_needs_no_prefect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    loaded = loaded_by(BY_HAND, str(tmp_path))
+    assert (tmp_path / "out.safetensors").is_file()
+    assert not loaded & {"monai", "prefect", "skimage", "torch"}
+
+
 PRELOADS = """
 import importlib
 from flows.devices.child import PRELOADED
