@@ -12,6 +12,7 @@ from medad.config.manual_steps import ManualStepName
 
 if TYPE_CHECKING:
     from flows.liver.hand_steps import StepRequest
+    from flows.privacy.case_ids import RegisteredCase
 
 MASK_RULE = (
     "a liver mask is needed: --liver MASK, on the scan's grid. One way to get it: "
@@ -38,7 +39,6 @@ def hand_request(
     from pydantic import ValidationError
 
     from flows.liver.hand_steps import StepRequest, needs_liver, steps_between
-    from flows.privacy.case_ids import ID_PATTERN, resolve
     from medad.config.liver import PreprocessSettings
 
     try:
@@ -49,9 +49,8 @@ def hand_request(
     names = steps_between(name, through or name)
     if not names:
         raise ConfigError(f"--through {through}: comes before {name}")
-    case = None
-    if not source.exists() and re.fullmatch(ID_PATTERN, str(source)):
-        case = resolve(str(source))
+    case = None if source.exists() else _registered(str(source))
+    if case is not None:
         names, source = steps_between("window", names[-1]), case.scan
         if liver is None:
             liver, liver_labels = case.liver, liver_labels or list(case.liver_labels)
@@ -65,3 +64,10 @@ def hand_request(
         liver_labels=tuple(liver_labels or [1]),
         settings=settings,
     )
+
+
+def _registered(name: str) -> RegisteredCase | None:
+    """Return the case of a pseudonym. None: the name cannot be one. Raises ConfigError for an unknown pseudonym."""
+    from flows.privacy.case_ids import ID_PATTERN, resolve
+
+    return resolve(name) if re.fullmatch(ID_PATTERN, name) else None
