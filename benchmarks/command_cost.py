@@ -6,15 +6,19 @@ process adopts and waits for them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,14 +54,19 @@ def environment_of(folder: Path) -> dict[str, str]:
     return kept | {name: str(folder / below) for name, below in own.items()}
 
 
-def cost_of(environment: dict[str, str], *arguments: str) -> Cost:
-    """Run the command line and wait for all its processes."""
+def cost_of(environment: dict[str, str], *arguments: str, spared: int | None = None) -> Cost:
+    """Run the command line with JSON output and wait for all its processes, except the process `spared`."""
+    return _cost_of_program(environment, ["-m", "flows", *arguments, "--json"], spared)
+
+
+def _cost_of_program(environment: dict[str, str], program: list[str], spared: int | None) -> Cost:
+    """Run Python with these arguments. It prints JSON or nothing."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     reader, writer = os.pipe()
     started = time.perf_counter()
     spawned = os.posix_spawn(
         sys.executable,
-        [sys.executable, "-m", "flows", *arguments, "--json"],
+        [sys.executable, *program],
         environment | {"PYTHONPATH": str(ROOT)},
         file_actions=[(os.POSIX_SPAWN_DUP2, writer, 1)],
     )
@@ -71,17 +80,23 @@ def cost_of(environment: dict[str, str], *arguments: str) -> Cost:
     os.close(reader)
     watch.join()
     cpu_s, wall_s = 0.0, 0.0
-    while True:
-        try:
-            pid, status, used = os.wait4(-1, 0)
-        except ChildProcessError:
-            break
+    while _children() - {spared}:
+        pid, status, used = os.wait4(-1, os.WNOHANG)
+        if not pid:
+            time.sleep(0.02)
+            continue
         if pid == spawned:
             wall_s = time.perf_counter() - started
             if status:
-                raise RuntimeError(f"adflows {' '.join(arguments[:3])} ended with status {status}")
+                raise RuntimeError(f"python {' '.join(program[:4])} ended with status {status}")
         cpu_s += used.ru_utime + used.ru_stime
-    return Cost(json.loads(text), wall_s, cpu_s, peak[0])
+    return Cost(json.loads(text or b"null"), wall_s, cpu_s, peak[0])
+
+
+def _children() -> set[int | None]:
+    """Return the processes whose parent is this one, also those that have ended."""
+    found = [file.read_text(encoding="ascii").split() for file in Path("/proc/self/task").glob("*/children")]
+    return {int(pid) for each in found for pid in each}
 
 
 def _watch_peak(pid: int, peak: list[float]) -> None:
@@ -131,9 +146,9 @@ def time_many_scans(folder: Path, scans: int) -> list[Row]:
         out = ("-o", str(folder / f"out-{number}"), "--set", "gpus=cpu")
         costs.append(cost_of(own, "liver", "segment", *arguments, *LABELS, *out))
         sizes.append(_database_bytes(folder) - before)
-    networks = _network_seconds(folder / "cache-2") - _network_seconds(folder / "cache-1")
+    networks = _network_cpu_s(folder / "cache-2")
     more = scans - FEW
-    cpu = (costs[2].cpu_s - costs[1].cpu_s - networks) / more
+    cpu = (costs[2].cpu_s - costs[1].cpu_s) / more - networks
     growth = (costs[2].peak_mb - costs[1].peak_mb) / more
     stored = (sizes[2] - sizes[1]) / more / 1000
     times = (
@@ -148,14 +163,30 @@ def time_many_scans(folder: Path, scans: int) -> list[Row]:
 
 
 def _database_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in (folder / "prefect").glob("prefect.db*"))
+    """Return the size of Prefect's database, after its log of changes was moved into it."""
+    file = folder / "prefect" / "prefect.db"
+    if not file.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("pragma wal_checkpoint(truncate)")
+    return file.stat().st_size
 
 
-def _network_seconds(cache: Path) -> float:
-    """Return the time in networks: all of the step that checks a liver, and a part of the one that segments."""
-    checks = [json.loads(file.read_bytes())["seconds"] for file in (cache / "liver-check").glob("*/artifact.json")]
-    segmented = [json.loads(file.read_bytes())["network_seconds"] for file in (cache / "segment").glob("*/case.json")]
-    return float(sum(checks) + sum(segmented))
+def _network_cpu_s(cache: Path) -> float:
+    """Return the CPU time of a scan's networks and trees, measured on a run's prepared scans."""
+    from medad.config.packaged import model_folder
+    from medad.slices.prepared_file import PREPARED, load_prepared
+    from medad.steps.predict import load_members, predict_case
+    from medad.steps.trained import TrainedModel
+
+    trained = TrainedModel.of_run(model_folder(None))
+    settings = trained.settings.inference
+    members = load_members(trained.model.members, settings, "cpu")
+    cases = [load_prepared(file, with_liver=True) for file in sorted((cache / "prepare").glob(f"*/{PREPARED}"))[:FEW]]
+    started = time.process_time()
+    for case in cases:
+        predict_case(case, members, settings, settings.batch_size)
+    return (time.process_time() - started) / len(cases)
 
 
 def time_second_command(folder: Path) -> list[Row]:
@@ -168,11 +199,52 @@ def time_second_command(folder: Path) -> list[Row]:
     environment = environment_of(folder)
     cost_of(environment, *command)
     alone = cost_of(environment, *command)
+    with _running_server(environment) as (url, server):
+        beside = cost_of(environment | {"PREFECT_API_URL": url}, *command, spared=server)
+    detail = (
+        f"one cached scan, {beside.cpu_s:.1f} CPU-s; with its own server {alone.wall_s:.1f} s, {alone.cpu_s:.1f} CPU-s"
+    )
+    return [Row("e", "a command beside a running server", beside.wall_s, "s", "< 3", beside.wall_s < 3, detail)]
+
+
+def time_demo(folder: Path) -> list[Row]:
+    """Measure the demo with its own server and beside a running one, compared with its steps alone."""
+    environment = environment_of(folder)
+    cost_of(environment, "samples")
+    cost_of(environment, "zsad", "run", "demo", "--dry-run")
+    samples = folder / "cache" / "samples"
+    for name in ("steps", "beside", "own"):
+        shutil.copytree(samples, folder / name / "samples")
+
+    def with_cache(name: str) -> dict[str, str]:
+        return environment | {"ADFLOWS_CACHE": str(folder / name), "OMP_WAIT_POLICY": "PASSIVE"}
+
+    plain = _cost_of_program(with_cache("steps"), [str(ROOT / "benchmarks" / "orchestration.py"), "--bare"], None)
+    demo = ("demo", "--out", str(folder / "runs"))
+    with _running_server(environment) as (url, server):  # it also makes the database
+        beside = cost_of(with_cache("beside") | {"PREFECT_API_URL": url}, *demo, spared=server)
+    own = cost_of(with_cache("own"), *demo)
+    rows = []
+    for what, cost, limit in (("its own server", own, 5), ("a running server", beside, 3)):
+        assert all(answer["cached"] == 0 for answer in cost.answer.values())
+        share = 100 * (cost.cpu_s / plain.cpu_s - 1)
+        detail = (
+            f"{cost.cpu_s:.1f} CPU-s in {cost.wall_s:.0f} s; only the steps {plain.cpu_s:.1f} in {plain.wall_s:.0f} s"
+        )
+        rows.append(
+            Row("b", f"additional CPU time of the demo with {what}", share, "%", f"< {limit}", share < limit, detail)
+        )
+    return rows
+
+
+@contextlib.contextmanager
+def _running_server(environment: dict[str, str]) -> Iterator[tuple[str, int]]:
+    """Start a server of Prefect. Yield the address of its API and its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"],
+        [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--port", str(port)],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -180,20 +252,10 @@ def time_second_command(folder: Path) -> list[Row]:
     try:
         url = f"http://127.0.0.1:{port}/api"
         _wait_for_server(f"{url}/health")
-        beside = _cost_beside(environment | {"PREFECT_API_URL": url}, *command)
+        yield url, server.pid
     finally:
         server.terminate()
         server.wait()
-    detail = f"one cached scan; with its own server {alone.wall_s:.1f} s and {alone.cpu_s:.1f} CPU-s"
-    return [Row("e", "a command beside a running server", beside, "s", "< 3", beside < 3, detail)]
-
-
-def _cost_beside(environment: dict[str, str], *command: str) -> float:
-    """Return the seconds of a command. The server is a child too, so its processes are not waited for."""
-    started = time.perf_counter()
-    arguments = [sys.executable, "-m", "flows", *command, "--json"]
-    subprocess.run(arguments, env=environment | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - started
 
 
 def _wait_for_server(address: str) -> None:

@@ -76,6 +76,30 @@ def test_a_step_by_hand_needs_no_prefect(tmp_path: Path, monkeypatch: pytest.Mon
     assert not loaded & {"monai", "prefect", "skimage", "torch"}
 
 
+IMAGES = """
+import sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from flows.zsad.flow import zsad
+from zsad.config.settings import ZsadSettings
+folder = Path(sys.argv[1])
+for name in ("good/000", "stain/000"):
+    (folder / "cloth" / "test" / name).parent.mkdir(parents=True)
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "cloth" / "test" / f"{name}.png")
+data = {"root": str(folder), "layout": "mvtec"}
+settings = ZsadSettings(name="x", gpus="cpu", data=data, encoder={"model": "embedded"}, method={"system": "dual"})
+assert zsad.plan(settings, folder / "out").details["plan"]
+"""
+
+
+def test_an_image_flow_knows_its_keys_without_loading_an_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "cache"))
+    assert not loaded_by(IMAGES, str(tmp_path)) & {"monai", "open_clip", "timm", "torchvision"}
+
+
 PRELOADS = """
 import importlib
 from flows.devices.child import PRELOADED
