@@ -42,8 +42,9 @@ from medad.networks.infer import load_networks
 from medad.networks.losses import focal_loss, l1_loss
 from medad.slices.prepared_file import PREPARED, load_prepared
 from medad.slices.preprocess import prepare
-from medad.steps.cases import prepare_case, segment_case
+from medad.steps.cases import prepare_case
 from medad.steps.results import Member, Model
+from medad.steps.segment import segment_case
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "liver"
 DEVICES = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])

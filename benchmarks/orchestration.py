@@ -1,11 +1,14 @@
 """The cost of the orchestration: a fully cached run, the demo, and the digest of a scan.
 
-    python benchmarks/orchestration.py [--only a,b,c] [--json FILE]
+    python benchmarks/orchestration.py [--only a,b,c,d,e,f] [--scans 500] [--json FILE]
 
 a  the command `adflows liver run` with 130 cached volumes.
-b  the command `adflows demo` with an empty cache, compared with its steps in one process without Prefect. The
-   difference is due to Prefect, its server, child processes and the run folder.
+b  the command `adflows demo` with an empty cache, compared with its steps in one process without Prefect, in CPU time
+   of all processes. The difference is due to Prefect, its server, child processes and the run folder.
 c  the digest of a compressed scan of 46 MB.
+d  steps by hand on a small scan, in CPU time of all processes.
+e  a cached command beside a running server.
+f  `adflows liver segment` with many small scans (`--scans`): CPU time beside the networks, memory and database.
 
 All data is generated and removed again. The demo's samples are downloaded or generated first; this is not timed. The
 command's database exists before, as in every use except the first.
@@ -14,13 +17,14 @@ command's database exists before, as in every use except the first.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,51 +88,6 @@ def time_cached_run(folder: Path) -> Any:
     return Row("a", f"liver run of {VOLUMES} volumes, all cached", seconds, "s", "< 30", seconds < 30, detail)
 
 
-def time_demo(folder: Path) -> Any:
-    from benchmarks.zsad_timing import Row
-
-    run_command(folder, "samples")
-    # the database and the imports' bytecode exist on any day except the first
-    run_command(folder, "zsad", "run", "demo", "--dry-run")
-    run_command(folder, "liver", "step", "window", str(write_small_scan(folder)), "-o", str(folder / "grey.nii.gz"))
-    samples = shutil.move(folder / "cache" / "samples", folder / "samples")
-    shutil.rmtree(folder / "cache")
-    for cache in ("bare-1", "cache", "bare-2"):
-        shutil.copytree(samples, folder / cache / "samples")
-    bare = _time_bare_steps(folder / "bare-1")
-    answers, seconds = run_command(folder, "demo", "--out", str(folder / "runs"))
-    bare_again = _time_bare_steps(folder / "bare-2")
-    assert all(answer["cached"] == 0 for answer in answers.values())
-    tasks = sum(answer["computed"] for answer in answers.values())
-    plain = (bare + bare_again) / 2
-    share = 100 * (seconds / plain - 1)
-    detail = (
-        f"{tasks} tasks: command {seconds:.1f} s, only the steps {bare:.1f} and {bare_again:.1f} s "
-        "before and after it; the command runs two tasks at a time if it can"
-    )
-    return Row(
-        "b", "additional time of the demo as a command, compared with its steps", share, "%", "< 3", share < 3, detail
-    )
-
-
-def write_small_scan(folder: Path) -> Path:
-    from medad.cohort.phantom import write_btcv_phantoms
-
-    write_btcv_phantoms(folder / "warm", 1, seed=1, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
-    return next((folder / "warm" / "img").iterdir())
-
-
-def _time_bare_steps(folder: Path) -> float:
-    environment = os.environ | {
-        "ADFLOWS_CACHE": str(folder),
-        "ADFLOWS_SLOTS": str(folder / "slots"),
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    started = time.perf_counter()
-    subprocess.run([sys.executable, __file__, "--bare"], env=environment, cwd=ROOT, check=True)
-    return time.perf_counter() - started
-
-
 def run_bare_steps() -> None:
     """Run both demos' steps, one after another, without Prefect."""
     from flows.machine.own_server import prepare_prefect
@@ -166,21 +125,32 @@ def time_digest(folder: Path) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="a,b,c", help="letters to measure")
+    parser.add_argument("--only", default="a,b,c,d,e,f", help="letters to measure")
+    parser.add_argument("--scans", type=int, default=100, help="number of scans of part f")
     parser.add_argument("--json", type=Path, help="file to write the table to")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare:
         run_bare_steps()
         return
+    from benchmarks.command_cost import time_demo, time_hand_steps, time_many_scans, time_second_command
     from benchmarks.zsad_timing import fresh_folder
 
+    parts: dict[str, Callable[[Path], Any]] = {
+        "a": time_cached_run,
+        "b": time_demo,
+        "c": time_digest,
+        "d": time_hand_steps,
+        "e": time_second_command,
+        "f": functools.partial(time_many_scans, scans=arguments.scans),
+    }
     rows = []
-    for letter, measure in (("a", time_cached_run), ("b", time_demo), ("c", time_digest)):
+    for letter, measure in parts.items():
         if letter in arguments.only:
             print(letter, file=sys.stderr)
             with fresh_folder() as folder:
-                rows.append(measure(folder))
+                measured = measure(folder)
+                rows += measured if isinstance(measured, list) else [measured]
     print(f"{os.cpu_count()} cores, {platform.machine()}\n")
     print("| | figure | value | limit | | behind it |\n|---|---|---|---|---|---|")
     for row in rows:

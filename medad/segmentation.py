@@ -20,8 +20,9 @@ from medad.config.liver import InferenceSettings, PostprocessSettings
 from medad.config.packaged import model_folder
 from medad.ct.io import AffineFrom, Geometry, read_labels, read_scan, write_mask, write_probability
 from medad.evaluation.postprocess import Lesion
-from medad.steps.cases import CASE, LESIONS, MASK, PROBABILITY, prepare_case, segment_case
+from medad.steps.cases import CASE, LESIONS, MASK, PROBABILITY, prepare_case
 from medad.steps.liver_mask import LIVER, choose_finder, find_case_liver
+from medad.steps.segment import segment_case
 from medad.steps.trained import TrainedModel
 
 FilePath = str | os.PathLike[str]

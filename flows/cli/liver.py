@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 from flows.cli import inbox as cli_inbox
 from flows.cli import liver_mask, studies
 from flows.cli.copies import copy_pictures, copy_result
+from flows.cli.hand_request import hand_request
 from flows.cli.liver_options import (
     Base,
     Config,
@@ -37,7 +39,7 @@ from flows.cli.options import (
     run_flow,
 )
 from medad.base.errors import ConfigError
-from medad.config.manual_steps import MANUAL_STEPS, STEPS_HELP, ManualStepName
+from medad.config.manual_steps import STEPS_HELP, ManualStepName
 
 app = typer.Typer(
     help="""Find liver tumours in CT: train, evaluate, segment.
@@ -46,12 +48,6 @@ app = typer.Typer(
     commands do one part of it, or use a trained model.
     """,
     no_args_is_help=True,
-)
-
-MASK_RULE = (
-    "a liver mask is needed: --liver MASK, on the scan's grid. One way to get it: "
-    "TotalSegmentator -i SCAN -o FOLDER --task total --roi_subset liver, then --liver FOLDER/liver.nii.gz. "
-    "Any segmentation works; --liver-label gives the value of liver in it (default 1)"
 )
 
 Liver = Annotated[
@@ -320,11 +316,21 @@ def segment(
     )
 
 
-@app.command(epilog=example("adflows liver step window scan.nii.gz -o grey.nii.gz"))
+@app.command(
+    epilog=example("adflows liver step window scan.nii.gz --liver liver.nii.gz --through equalise -o out.safetensors")
+)
 def step(
     name: Annotated[ManualStepName, typer.Argument(metavar="STEP", help=f"Step to run, in this order: {STEPS_HELP}.")],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Output of the step before. For window: a CT scan.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="Output of the step before. For window: a CT scan. Or the pseudonym of a scan."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or a folder for it.")],
+    through: Annotated[
+        ManualStepName | None, typer.Option("--through", metavar="STEP", help="Also run the steps up to this one.")
+    ] = None,
     liver: Annotated[
         Path | None, typer.Option("--liver", help="Liver mask on the scan's grid. Needed by roi and slice.")
     ] = None,
@@ -340,35 +346,27 @@ def step(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run one preprocessing step on one file.
+    """Run one preprocessing step on one file, or several in a row.
 
     Each step reads the file that the step before wrote, so the steps can be checked one by one. Window and roi write
-    NIfTI; slice and equalise write safetensors.
+    NIfTI; slice and equalise write safetensors. With --through, only the last result is written.
+
+    INPUT can be a pseudonym from `adflows ids`. Then the steps before STEP run first, with the registered liver mask.
+    If there is none, the liver is found.
+
+    Runs without Prefect, unless PREFECT_API_URL names a server.
     """
+    on_server = "PREFECT_API_URL" in os.environ
     prepare_command(verbose=verbose)
-    if MANUAL_STEPS[name].needs_liver and liver is None:
-        raise ConfigError(MASK_RULE)
-    from pydantic import ValidationError
+    request = hand_request(name, through, source, liver, liver_label, overrides)
+    from flows.liver.hand_steps import hand_step
 
-    from medad.config.liver import PreprocessSettings
-
-    try:
-        settings = PreprocessSettings.model_validate(parse_overrides(overrides))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"--set {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    from flows.liver.flow import StepRequest, hand_step
-
-    request = StepRequest(
-        name=name,
-        source=source.absolute(),
-        liver=None if liver is None else liver.absolute(),
-        liver_labels=tuple(liver_label or [1]),
-        settings=settings,
-    )
-    outcome = hand_step.plan(request, refresh) if dry_run else hand_step.local(request, refresh)
+    if dry_run or not on_server:
+        outcome = (hand_step.plan if dry_run else hand_step.local)(request, refresh)
+    else:
+        outcome = run_flow(hand_step, request=request, refresh=refresh)
     lines = []
-    if folder := outcome.details.pop("folder", None):
+    if (folder := outcome.details.pop("folder", None)) and not dry_run:
         written = copy_result(Path(folder), out)
         outcome.details["written"] = str(written)
         lines.append(f"wrote {written}")

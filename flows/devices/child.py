@@ -1,9 +1,9 @@
-"""Child processes for device steps. Each sees one device, has a time limit, and ends when its flow ends.
+"""Child processes for device steps. Each sees one device, and ends when its flow ends. Steps have a time limit.
 
-The child is forked from a fork server that has loaded the libraries but used no device. This takes milliseconds. The
-child inherits the lock of its device's slot, so the device's memory and slot are free as soon as the child ends. The
-child ends when its flow's process ends, even if that was killed. A training on the CPU has a lower priority than the
-short steps that share the cores with it.
+A child is forked from a fork server that has loaded torch but used no device. This takes milliseconds. The child stays
+for the next step of the flow on this device, so that a run loads its libraries once. During a step the child has the
+lock of the device's slot too. It ends when its flow's process ends, even if that was killed. After an error it is
+replaced. So it is after a training on the CPU, which has a lower priority than the short steps beside it.
 
 If memory runs out, the step is retried with half the batch size, again and again, and at last on the CPU.
 """
@@ -19,21 +19,19 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from multiprocessing import forkserver, reduction, resource_tracker, util
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.devices.progress import progress_callback
 from flows.devices.slots import Device, Slot
 from flows.devices.waiting import call_slot
+from flows.devices.worker import IDLE_S, Order, worker_main
 from flows.machine.stopping import StoppedError, stopping
-from flows.privacy.log_filter import learn_call
 from flows.store.artifacts import BuildRecord
-from flows.store.step import Call, Place
+from flows.store.step import Call
 from medad.base.errors import ConfigError, LimitError
 from medad.base.settings import Gpus
 
@@ -42,18 +40,9 @@ if TYPE_CHECKING:
 
 
 POLL_S = 0.2
-TRAINING_NICE = 5
-"""Added niceness of a training on the CPU, which takes hours and may share the cores with a step that takes seconds."""
 KILLED_FOR_MEMORY = -signal.SIGKILL
 """Exit code of a process that was killed. The kernel does this when the machine is out of memory."""
-PRELOADED = (
-    "flows.devices.child",
-    "flows.liver.steps",
-    "flows.zsad.steps",
-    "medad.steps.cases",
-    "medad.networks.train",
-    "zsad.scorers.dual.score",
-)
+PRELOADED = ("flows.devices.worker", "flows.liver.steps", "flows.zsad.steps", "torch")
 """Modules that the fork server loads once for all child processes."""
 MAIN_PACKAGES = ("prefect", "ray")
 """Packages with main programs that run flows. A child imports its parent's main program, and so these packages."""
@@ -104,32 +93,12 @@ class ChildTraceback(Exception):  # noqa: N818 - the cause of an error, not one
         return f"\n{self.args[0]}"
 
 
+class _NotTakenError(Exception):
+    """The child ended before it took the step."""
+
+
 class _OutOfMemoryError(Exception):
     """The child ran out of memory. The message says how this was noticed."""
-
-
-@dataclass(frozen=True)
-class _InheritedDescriptor:
-    """A file descriptor that a child process gets a copy of."""
-
-    descriptor: int
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle_descriptor, (reduction.DupFd(self.descriptor),)
-
-
-def _unpickle_descriptor(duplicate: Any) -> _InheritedDescriptor:
-    return _InheritedDescriptor(duplicate.detach())
-
-
-@dataclass(frozen=True)
-class _ChildTask:
-    call: Call
-    out: Path
-    key: str
-    device: Device
-    batch_size: int
-    environment: dict[str, str]
 
 
 def compute_in_child(call: Call, out: Path, key: str) -> BuildRecord:
@@ -174,55 +143,120 @@ def _clear_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
+class _Worker:
+    """A process that computes steps on one device (`flows.devices.worker`)."""
+
+    def __init__(self, device: Device) -> None:
+        self.connection, other = _context.Pipe()
+        self.process = _context.Process(target=worker_main, args=(other, device), name=device.name, daemon=True)
+        self.steps = 0
+        self.idle_since = time.monotonic()
+        self.process.start()
+        other.close()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Return whether the process still waits for an order."""
+        return time.monotonic() - self.idle_since < IDLE_S / 2 and self.process.is_alive()
+
+    def send(self, order: Order, slot: Slot) -> None:
+        """Send an order, after the lock of its slot and its ticket."""
+        assert self.process.pid is not None
+        self.steps += 1
+        slot.ticket.add_process(self.process.pid)
+        for descriptor in (slot.descriptor, slot.ticket.descriptor):
+            reduction.send_handle(self.connection, descriptor, self.process.pid)
+        self.connection.send(order)
+
+    def end(self) -> None:
+        """Kill the process and all processes that it started."""
+        _kill_group(self.process)
+        self.connection.close()
+
+
+_idle: dict[Device, _Worker] = {}
+"""Processes that wait for the next step, at most one for each device."""
+_idle_lock = threading.Lock()
+os.register_at_fork(after_in_child=_idle.clear)
+
+
+def _idle_worker(device: Device) -> _Worker | None:
+    """Return the process of a device that waits, if there is one."""
+    with _idle_lock:
+        worker = _idle.pop(device, None)
+    if worker is None or worker.is_fresh:
+        return worker
+    worker.end()
+    return None
+
+
+def _keep_worker(worker: _Worker, device: Device) -> None:
+    """Keep a process for the next step on its device."""
+    worker.idle_since = time.monotonic()
+    with _idle_lock:
+        other = _idle.pop(device, None)
+        _idle[device] = worker
+    if other is not None:
+        other.end()
+
+
 def _run_in_child(call: Call, out: Path, key: str, slot: Slot, batch_size: int) -> None:
     """Run the step once. Return when it is done; raise the error that it raised."""
     if multiprocessing.current_process().daemon:
         raise ConfigError(DAEMON_WORKER_RULE)
     _collect_helpers()
-    receiver, sender = _context.Pipe(duplex=False)
-    order = _ChildTask(call, out, key, slot.device, batch_size, dict(os.environ))
-    process = _context.Process(
-        target=_child_main,
-        args=(order, sender, _InheritedDescriptor(slot.descriptor), _InheritedDescriptor(slot.ticket.descriptor)),
-        name=call.step.name,
-        daemon=True,
-    )
-    limit_h: float = getattr(call.machine.limits, f"{call.step.kind}_hours")
+    order = Order(call, out, key, batch_size, dict(os.environ))
+    if (worker := _idle_worker(slot.device)) is not None:
+        try:
+            return _run_in_worker(worker, order, slot)
+        except _NotTakenError:
+            pass  # the process ended while it waited
+    return _run_in_worker(_Worker(slot.device), order, slot)
+
+
+def _run_in_worker(worker: _Worker, order: Order, slot: Slot) -> None:
+    """Run a step in a process. The process is kept if the step is done and left nothing behind."""
+    step = order.call.step
+    limit_h: float = getattr(order.call.machine.limits, f"{step.kind}_hours")
+    is_kept, taken = worker.steps > 0, False
+    outcome: tuple[Any, ...] | None = None
     try:
-        process.start()
-        sender.close()
-        assert process.pid is not None
-        slot.ticket.add_process(process.pid)
-        with progress_callback(call) as on_progress:
-            outcome: tuple[Any, ...] | None = None
-            for message in _receive_messages(process, receiver, time.monotonic() + limit_h * 3600):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            worker.send(order, slot)
+        with progress_callback(order.call) as on_progress:
+            for message in _receive_messages(worker, time.monotonic() + limit_h * 3600):
+                taken = True
                 if message[0] == "progress":
                     on_progress(*message[1])
-                else:
+                elif message[0] != "taken":
                     outcome = message
+                    break
     except TimeoutError as error:
         raise LimitError(
-            f"stopped at its limit of {limit_h:g} h (limits.{call.step.kind}_hours)"
-            + "; run again to continue from the last checkpoint" * (call.step.kind == "training")
+            f"stopped at its limit of {limit_h:g} h (limits.{step.kind}_hours)"
+            + "; run again to continue from the last checkpoint" * (step.kind == "training")
         ) from error
     finally:
-        _kill_group(process)
-        receiver.close()
-    _raise_child_error(outcome, process)
-    process.close()
+        if outcome == ("done", True):
+            _keep_worker(worker, slot.device)
+        else:
+            worker.end()
+    if is_kept and not taken:
+        raise _NotTakenError
+    _raise_child_error(step.name, outcome, worker.process)
 
 
-def _receive_messages(process: BaseProcess, receiver: Connection, deadline: float) -> Iterator[tuple[Any, ...]]:
-    """Yield the child's messages until it ends. Raise TimeoutError after the deadline, or StoppedError."""
+def _receive_messages(worker: _Worker, deadline: float) -> Iterator[tuple[Any, ...]]:
+    """Yield the process's messages until it ends. Raise TimeoutError after the deadline, or StoppedError."""
     while True:
-        ready = wait([receiver, process.sentinel], timeout=POLL_S)
+        ready = wait([worker.connection, worker.process.sentinel], timeout=POLL_S)
         if stopping.is_set():
             raise StoppedError
-        if receiver in ready:
+        if worker.connection in ready:
             try:
-                yield receiver.recv()
-            except EOFError:
-                process.join()
+                yield worker.connection.recv()
+            except (EOFError, ConnectionResetError):
+                worker.process.join()
                 return
         elif ready:
             return
@@ -231,7 +265,7 @@ def _receive_messages(process: BaseProcess, receiver: Connection, deadline: floa
 
 
 def _kill_group(process: BaseProcess) -> None:
-    """Kill the child and all processes that it started."""
+    """Kill a process and all processes that it started."""
     if process.pid is None:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -241,64 +275,15 @@ def _kill_group(process: BaseProcess) -> None:
     process.join()
 
 
-def _raise_child_error(outcome: tuple[Any, ...] | None, process: BaseProcess) -> None:
-    """Raise the error of a child that has ended."""
+def _raise_child_error(step: str, outcome: tuple[Any, ...] | None, process: BaseProcess) -> None:
+    """Raise the error of a step that is not done."""
     if outcome is None:
         if process.exitcode == KILLED_FOR_MEMORY:
             raise _OutOfMemoryError("was killed, probably out of memory, at")
-        raise RuntimeError(f"the process of step {process.name} ended with exit code {process.exitcode}")
+        raise RuntimeError(f"the process of step {step} ended with exit code {process.exitcode}")
     what, *rest = outcome
     if what == "memory":
         raise _OutOfMemoryError("had too little memory for")
     if what == "error":
         error, text = rest
         raise error from ChildTraceback(text)
-
-
-def _child_main(order: _ChildTask, connection: Connection, *held: _InheritedDescriptor) -> None:
-    """Run the step in the child process. The open descriptors `held` hold the slot and the step's ticket."""
-    assert all(one.descriptor >= 0 for one in held)
-    os.setsid()
-    os.environ.clear()
-    os.environ.update(order.environment)
-    os.environ["CUDA_VISIBLE_DEVICES"] = order.device.visible
-    os.environ["ADFLOWS_DEVICE"] = order.device.name  # for people who inspect the process
-    if order.call.step.kind == "training" and not order.device.is_gpu:
-        os.nice(TRAINING_NICE)
-    _end_with_parent()
-    learn_call(order.call.step.name, order.call)  # output of libraries may reach a worker's log
-
-    def report(*progress: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the flow has ended, and this process will end now
-            connection.send(("progress", progress))
-
-    try:
-        order.call.run(order.out, Place(order.device.torch_name, order.batch_size, report), key=order.key)
-        answer: tuple[Any, ...] = ("done",)
-    except Exception as error:
-        from medad.base.devices import is_out_of_memory
-
-        text = traceback.format_exc()
-        answer = ("memory",) if is_out_of_memory(error) else ("error", error, text)
-        if answer[0] == "error" and not _survives_pickling(error):
-            answer = ("error", RuntimeError(f"{type(error).__name__}: {error}"), text)
-    with contextlib.suppress(BrokenPipeError):
-        connection.send(answer)
-
-
-def _survives_pickling(error: Exception) -> bool:
-    try:
-        return type(reduction.ForkingPickler.loads(reduction.ForkingPickler.dumps(error))) is type(error)
-    except Exception:
-        return False
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

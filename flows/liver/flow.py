@@ -24,8 +24,7 @@ from flows.runs.runner import new_runner
 from medad.base.errors import CaseFailure
 from medad.base.private import PrivatePath
 from medad.base.settings import ANY_MACHINE
-from medad.config.liver import LiverSettings, PreprocessSettings
-from medad.config.manual_steps import ManualStepName
+from medad.config.liver import LiverSettings
 
 _DATA = ("train_data", "test_data")
 UNKNOWN_TRAINING_NOTE = "The model's folder does not list its training cases; they may include cases tested here."
@@ -51,16 +50,6 @@ class LiverMaskRequest(BaseModel):
     scan: PrivatePath
     liver_model: PrivatePath | None = None
     """Network that finds the liver. None: TotalSegmentator or the built-in method."""
-
-
-class StepRequest(BaseModel):
-    """A request for one preprocessing step on one file."""
-
-    name: ManualStepName
-    source: PrivatePath
-    liver: PrivatePath | None
-    liver_labels: tuple[int, ...]
-    settings: PreprocessSettings
 
 
 @define_flow("liver", "liver {settings.name}")
@@ -197,25 +186,5 @@ def liver_mask(request: LiverMaskRequest, refresh: bool = False) -> Outcome:
     if runner.makes_artifacts:
         case_ids.register_found([case_ids.RegisteredCase(label, request.scan, None, (1,))])
     ref = find_liver(runner, label, request.scan, request.liver_model)
-    details = {} if ref is None else {"folder": str(ref.folder())}
-    return Outcome.from_runner(runner, details=details, useful=ref is not None)
-
-
-@define_flow("liver-step", "step {request.name}")
-def hand_step(request: StepRequest, refresh: bool = False) -> Outcome:
-    """Run one preprocessing step on one file."""
-    runner = new_runner(ANY_MACHINE, refresh=refresh)
-    label = "input"
-    if request.source.is_dir():  # a DICOM series is registered in every flow
-        [label] = case_ids.identify([request.source])
-        terminal.line(f"{label} is {request.source}")
-        if runner.makes_artifacts:
-            found = case_ids.RegisteredCase(label, request.source, request.liver, request.liver_labels)
-            case_ids.register_found([found])
-    for path in (request.source, request.liver):
-        if path is not None:
-            path_filter.learn(path, label)
-    call = steps.hand_step(request.name, request.source, request.liver, request.liver_labels, request.settings)
-    ref = runner.run(label, call)
     details = {} if ref is None else {"folder": str(ref.folder())}
     return Outcome.from_runner(runner, details=details, useful=ref is not None)

@@ -49,7 +49,7 @@ PREPARE = Step(
 SEGMENT = Step(
     "segment",
     2,
-    "medad.steps.cases:segment_case",
+    "medad.steps.segment:segment_case",
     _SEGMENTING,
     kind="inference",
     not_in_key=frozenset({"settings.batch_size"}),
@@ -128,9 +128,13 @@ def export_slices(case: LabelledScan | None, prepared: Ref) -> Call:
 
 
 def hand_step(
-    name: ManualStepName, source: Path, liver: Path | None, liver_labels: Sequence[int], settings: PreprocessSettings
+    name: ManualStepName,
+    source: Path | Ref,
+    liver: Path | None,
+    liver_labels: Sequence[int],
+    settings: PreprocessSettings,
 ) -> Call:
-    """Return the call of one preprocessing step on a file."""
+    """Return the call of one preprocessing step on a file, or in a dry run on a result that does not exist yet."""
     return HAND_STEPS[name](source=source, liver=liver, liver_labels=tuple(sorted(liver_labels)), settings=settings)
 
 

@@ -35,7 +35,7 @@ CACHED_STATE = "Cached"
 
 
 def make_on_worker(call: Call, out: Path, key: str) -> BuildRecord | None:
-    """Run a call. A device step runs in a new process."""
+    """Run a call. A device step runs in its device's process."""
     if call.step.before_devices:
         preload_libraries()
     if call.step.kind is None:

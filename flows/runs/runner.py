@@ -84,7 +84,7 @@ def find_or_make(label: str, call: Call, *, refresh: bool, make: MakeArtifact) -
 
 
 def make_in_this_process(call: Call, out: Path, key: str) -> BuildRecord | None:
-    """Run a call in this process. A device step on a GPU runs in a new process that sees only this GPU."""
+    """Run a call in this process. A device step on a GPU runs in a process that sees only this GPU."""
     if call.step.kind is None:
         with progress_callback(call) as report:
             call.run(out, Place("cpu", call.batch_size, report), key=key)

@@ -24,7 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.inbox.config import ALL_FAILED, InboxRequest
 from flows.inbox.flow import liver_inbox
-from flows.liver import mask_steps, steps
+from flows.liver import mask_steps
+from flows.liver.hand_steps import needs_liver, result_file, run_steps, steps_between
 from flows.liver.liver_masks import describe_mask, find_liver, mask_facts
 from flows.machine.environment import config_names, named_config, runs_root
 from flows.privacy.log_filter import path_filter
@@ -33,12 +34,10 @@ from flows.runs.prefect_flow import prefect_flow
 from flows.runs.run_folder import ensure_writable
 from flows.runs.runner import new_runner
 from flows.server.overlap import Overlap, one_at_a_time
-from flows.store.artifacts import SIDECAR
-from flows.store.references import Ref
 from medad.base.errors import ConfigError
 from medad.base.settings import ANY_MACHINE
 from medad.config.liver import PreprocessSettings
-from medad.config.manual_steps import MANUAL_STEPS, STEPS_HELP, ManualStepName
+from medad.config.manual_steps import STEPS_HELP, ManualStepName
 
 _CONFIG_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _CASE_PATTERN = "^[a-z0-9][a-z0-9-]{2,63}$"
@@ -253,14 +252,13 @@ def case_step(
     from flows.privacy.case_ids import resolve
 
     case, values = resolve(case_id), settings.settings()
-    names = tuple(MANUAL_STEPS)
-    names = names[: names.index(step) + 1]
+    names = steps_between("window", step)
     for path in (case.scan, case.liver):
         if path is not None:
             path_filter.learn(path, case_id)
     runner, folder = new_runner(ANY_MACHINE, refresh=False), runs_root() / "steps" / case_id
     mask, labels, found = case.liver, case.liver_labels, ""
-    if mask is None and any(MANUAL_STEPS[name].needs_liver for name in names):
+    if mask is None and needs_liver(names):
         made = find_liver(runner, case_id, case.scan)
         if made is None:
             return Outcome.from_runner(runner, useful=False)
@@ -268,17 +266,11 @@ def case_step(
         kept = _copy_result(mask, folder / mask_steps.LIVER_MASK.name)
         if (facts := mask_facts(made)) is not None:
             found = f"\n\n{describe_mask(case_id, facts)} Check `{kept}`; `adflows ids add --liver` takes another mask."
-    source, ref = case.scan, None
-    for name in names:
-        runner.refresh = refresh and name == step
-        liver = mask if MANUAL_STEPS[name].needs_liver else None
-        ref = runner.run(case_id, steps.hand_step(name, source, liver, labels, values))
-        if ref is None:
-            break
-        source = _result_file(ref)
+    again = (step,) if refresh else ()
+    ref = run_steps(runner, case_id, names, case.scan, mask, labels, values, refresh=again)
     details = {}
     if ref is not None:
-        written = _copy_result(source, folder / step)
+        written = _copy_result(result_file(ref), folder / step)
         details["written"] = str(written)
         create_markdown_artifact(f"{step} of {case_id}: `{written}`{found}", key="liver-step")
     return Outcome.from_runner(runner, details=details, useful=ref is not None)
@@ -289,11 +281,6 @@ def segment_inbox(config: InboxConfig = "example", retry: Retry = (), refresh: R
     """New scans of an inbox: each is segmented once."""
     file = named_config(config, "inbox")  # a form cannot name a file
     return liver_inbox.body(InboxRequest(config=str(file), retry=retry), refresh)
-
-
-def _result_file(ref: Ref) -> Path:
-    """Return the one file that a step wrote."""
-    return next(path for path in sorted(ref.folder().iterdir()) if path.name != SIDECAR)
 
 
 def _copy_result(result: Path, folder: Path) -> Path:

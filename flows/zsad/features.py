@@ -95,7 +95,7 @@ class FeatureStages(ImageStages):
 
         Raises UserError if there is only one system, because nothing would be left to do.
         """
-        from zsad.clip.encoder import check_outputs
+        from zsad.clip.architecture import check_outputs
         from zsad.config.vision_models import require_text
 
         fitting = []

@@ -1,4 +1,4 @@
-"""Devices and memory for torch."""
+"""Devices and memory for torch. The functions that need torch import it, because it takes a second to load."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medad.base.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
+
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+"""Device files of GPU drivers: NVIDIA, its embedded boards, AMD, and Windows. Without one, torch finds no GPU."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEEP_BYTES = 2**31 - 1
 OUT_OF_MEMORY = (
@@ -26,6 +31,8 @@ OUT_OF_MEMORY = (
 
 def pick_device(name: str) -> torch.device:
     """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device. Raises ConfigError if the GPU does not exist."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -36,6 +43,10 @@ def pick_device(name: str) -> torch.device:
 
 def gpu_count() -> int:
     """Return the number of GPUs that torch can use on this machine. No CUDA context is created."""
+    if "torch" not in sys.modules and not any(Path(name).exists() for name in DRIVER_FILES):
+        return 0
+    import torch
+
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
@@ -55,7 +66,8 @@ def gpu_capability() -> float | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that a GPU or this machine ran out of memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
     text = str(error)
     # a failed allocation by another library on the GPU, or by torch on the CPU, raises a plain RuntimeError
@@ -86,6 +98,8 @@ def flush_denormals() -> Iterator[None]:
     On flat background, gradients and Adam's second moments become that small. An operation on such a number takes the
     CPU a hundred times as long as a normal one.
     """
+    import torch
+
     torch.set_flush_denormal(True)
     try:
         yield

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float
-from monai.losses.ssim_loss import SSIMLoss
 from torch import Tensor
 from torch.nn import functional
 
+from medad.base.monai_parts import SSIMLoss
 from medad.config.training import FocalSettings
 
 SSIM_WINDOW_PX = 11

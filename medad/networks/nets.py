@@ -13,10 +13,6 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from monai.networks.blocks.activation import Swish
-from monai.networks.blocks.convolutions import Convolution
-from monai.networks.blocks.upsample import UpSample
-from monai.networks.nets import DynUNet
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -24,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from medad.base.errors import InputError
+from medad.base.monai_parts import Convolution, DynUNet, Swish, UpSample
 from medad.config.liver import NetSettings
 
 Role = Literal["restoration", "segmentation"]

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32
-from monai.inferers import sliding_window_inference
 from numpy import ndarray
 from torch import Tensor, nn
 
@@ -146,7 +145,7 @@ def _bundle_network(config: Path) -> nn.Module:
         declared: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))["network_def"]
         name = str(declared["_target_"]).rsplit(".", maxsplit=1)[-1]
         arguments = {key: value for key, value in declared.items() if not key.startswith("_")}
-        from monai.networks import nets
+        from medad.base.monai_parts import nets
 
         network: nn.Module = getattr(nets, name)(**arguments)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -160,6 +159,8 @@ def run_model(net: nn.Module, volume: Volume, device: torch.device) -> Bool[ndar
     The network gets voxels of 1.5 mm in RAS order, HU -160..240 as 0..1, in windows of 96³ voxels. These are MONAI's
     usual values for CT of the abdomen. Channel 1 of its output, or its only channel, is the liver.
     """
+    from medad.base.monai_parts import sliding_window_inference
+
     geometry: Geometry = volume.geometry
     shape = coarse_shape(volume.hu.shape, geometry.canonical_spacing_mm, MODEL_MM)
     low, high = MODEL_HU

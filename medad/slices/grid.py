@@ -12,10 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
 from numpy import ndarray
-from torch.nn import functional
 
 from medad.config.liver import PreprocessSettings
 
@@ -140,8 +138,8 @@ def slice_volume(
         if not enough.any():
             continue
         z, organ = z[enough], organ[enough]
-        planes = torch.from_numpy(_padded_planes(grey, z, grid, background)).float()
-        pixels = _resize_linear(planes, grid.size_px).round_().to(torch.uint8).numpy()
+        planes = _padded_planes(grey, z, grid, background).astype(np.float32)
+        pixels = np.rint(_resize_linear(planes, grid.size_px)).astype(np.uint8)
         pixels_parts.append(np.where(organ, pixels, np.uint8(background)))
         organ_parts.append(organ)
         z_parts.append(z.astype(np.int64))
@@ -175,7 +173,7 @@ def map_to_volume(values: Float32[ndarray, "N S S"], slices: Slices) -> Float32[
     volume = empty_volume(grid, np.float32)
     for start in range(0, len(slices.z), CHUNK_SLICES):
         part = slice(start, start + CHUNK_SLICES)
-        planes = _resize_linear(torch.from_numpy(values[part]), grid.side).numpy()
+        planes = _resize_linear(values[part], grid.side)
         for plane, z in zip(planes, slices.z[part], strict=True):
             volume[*grid.part, z] = plane[y0 : y0 + grid.shape_xy[1], x0 : x0 + grid.shape_xy[0]].T
     return volume
@@ -237,7 +235,24 @@ def _padded_planes(
     return planes
 
 
-def _resize_linear(planes: Float32[torch.Tensor, "N A A"], size: int) -> Float32[torch.Tensor, "N B B"]:
+def _resize_linear(planes: Float32[ndarray, "N A A"], size: int) -> Float32[ndarray, "N B B"]:
+    """Resize square planes linearly, without smoothing. Positions are those of pixel centres.
+
+    The values are those of torch's `interpolate` (bilinear, align_corners=False). Loading torch for it takes a second.
+    """
     if planes.shape[-1] == size:
         return planes
-    return functional.interpolate(planes[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]
+    low, high, share = _linear_index(planes.shape[-1], size)
+    resized = np.empty((len(planes), size, size), np.float32)
+    for target, plane in zip(resized, planes, strict=True):
+        rows = plane[:, low] * (1 - share) + plane[:, high] * share
+        target[...] = rows[low] * (1 - share)[:, None] + rows[high] * share[:, None]
+    return resized
+
+
+def _linear_index(count: int, to: int) -> tuple[Int64[ndarray, " I"], Int64[ndarray, " I"], Float32[ndarray, " I"]]:
+    """Return for each of `to` cells the two of `count` cells around its centre, and the share of the second one."""
+    half = np.float32(0.5)
+    place = ((np.arange(to, dtype=np.float32) + half) * np.float32(count / to) - half).clip(0)
+    low = place.astype(np.int64)
+    return low, np.minimum(low + 1, count - 1), place - low.astype(np.float32)

@@ -6,7 +6,6 @@ Results depend only on file contents and settings, never on paths or names. They
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,7 @@ from medad.base.errors import InputError
 from medad.cohort.datasets import INSERTED_FILES, INSERTED_LIVER, INSERTED_TUMOUR, LabelledScan
 from medad.config.liver import (
     EvaluationSettings,
-    InferenceSettings,
     InsertSettings,
-    PostprocessSettings,
     PreprocessSettings,
 )
 from medad.ct.fingerprint import FINGERPRINT, liver_fingerprint
@@ -39,20 +36,12 @@ from medad.ct.io import (
     source_digest,
     write_hu,
     write_labels,
-    write_mask,
-    write_probability,
 )
-from medad.evaluation.calibration import threshold_rule, to_common_scale
-from medad.evaluation.experience import outside_experience
 from medad.evaluation.metrics import evaluate
-from medad.evaluation.postprocess import lesion_table, postprocess, resolve_threshold
 from medad.organ.exclusion import without
-from medad.slices.grid import map_to_volume, mask_to_slices
+from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import PREPARED, load_prepared, save_prepared
 from medad.slices.preprocess import grey_per_hu, prepare
-from medad.steps.calibration import facts_of, load_calibration
-from medad.steps.predict import load_members, predict_case
-from medad.steps.results import Model
 
 SLICES, TRUTH, CASE = "slices.safetensors", "truth.safetensors", "case.json"
 MASK, PROBABILITY, LESIONS = "mask.nii.gz", "probability.nii.gz", "lesions.json"
@@ -62,7 +51,8 @@ UNNAMED_CASE = "case"
 """Case id in stored metrics. A scan with two names is evaluated once, so the artifact names no case."""
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write values as indented JSON."""
     path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
@@ -101,7 +91,7 @@ def insert_case(case: LabelledScan, settings: InsertSettings, out: Path) -> None
     on `settings.seed` and the scan's content.
     """
     volume, _, liver, _, _ = _read_case(case)
-    _write_json(out / CASE, {FINGERPRINT: liver_fingerprint(volume.hu, liver)})
+    write_json(out / CASE, {FINGERPRINT: liver_fingerprint(volume.hu, liver)})
     rng = np.random.default_rng([settings.seed, int(source_digest(case.scan)[:16], 16)])
     spacing_mm = volume.geometry.canonical_spacing_mm
     hu, tumour, lesions = insert_lesions(volume.hu, liver, spacing_mm, settings, rng, path=case.label or case.scan)
@@ -110,7 +100,7 @@ def insert_case(case: LabelledScan, settings: InsertSettings, out: Path) -> None
     scan, label = (out / name for name in INSERTED_FILES)
     write_hu(scan, np.rint(hu), volume.geometry)
     write_labels(label, values, volume.geometry)
-    _write_json(out / LESIONS, {"inserted": True, "lesions": [asdict(lesion) for lesion in lesions]})
+    write_json(out / LESIONS, {"inserted": True, "lesions": [asdict(lesion) for lesion in lesions]})
 
 
 def prepare_case(
@@ -168,89 +158,7 @@ def prepare_case(
         FINGERPRINT: fingerprint,
         "warnings": warnings,
     }
-    _write_json(out / CASE, facts)
-
-
-def segment_case(
-    prepared: Path,
-    model: Model[Path],
-    settings: InferenceSettings,
-    post: PostprocessSettings,
-    device: str,
-    out: Path,
-    *,
-    largest_batch: int | None = None,
-) -> None:
-    """Segment one prepared case.
-
-    Writes mask.nii.gz (uint8) and probability.nii.gz (float32, 0 outside the liver) on the scan's own grid. Also writes
-    slices.safetensors (the same on the slice grid, with the restorations), lesions.json, and case.json (seconds).
-
-    Parameters
-    ----------
-    prepared
-        Folder that `prepare_case` wrote.
-    model
-        Members and calibration, as folders that the trainings and `medad.steps.calibration.calibrate` wrote.
-    settings, post
-        Settings of prediction (batch size, flips, combination) and of post-processing (threshold, smallest lesion).
-    device
-        `auto`, `cpu`, `cuda` or `cuda:N`.
-    largest_batch
-        Limit of slices at a time, if memory does not allow `settings.batch_size`.
-    """
-    started = time.monotonic()
-    case = load_prepared(prepared / PREPARED, with_liver=True)
-    assert case.liver is not None
-    members = load_members(model.members, settings, device)
-    calibration = None if model.calibration is None else load_calibration(model.calibration)
-    ready = time.monotonic()
-    batch_size = min(settings.batch_size, largest_batch or settings.batch_size)
-    prediction = predict_case(case, members, settings, batch_size)
-    predicted = time.monotonic()
-    combined, warnings = prediction.probability, list[str]()
-    if calibration is not None:
-        combined = to_common_scale(combined, case.slices.organ, calibration.middle)
-        warnings = outside_experience(facts_of(prepared, case), calibration.experience)
-    probability = map_to_volume(combined, case.slices)
-    np.copyto(probability, 0.0, where=~case.liver)
-    geometry = case.geometry
-    calibrated = None if calibration is None else calibration.threshold
-    threshold = resolve_threshold(probability, case.liver, post, calibrated)
-    rule = threshold_rule(post, threshold, calibration)
-    post = post.model_copy(update={"threshold": threshold})
-    mask = postprocess(probability, case.liver, geometry.voxel_mm3, post)
-    lesions = lesion_table(mask, probability, geometry.canonical_affine)
-    write_probability(out / PROBABILITY, probability, geometry)
-    write_mask(out / MASK, mask, geometry)
-    slices = case.slices
-    arrays = {
-        "pixels": slices.pixels,
-        "organ": slices.organ.astype(np.uint8),
-        "restored": prediction.restored,
-        "probability": combined,
-        "mask": mask_to_slices(mask, slices).astype(np.uint8),
-        "z": slices.z,
-    }
-    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, out / SLICES)
-    table = {
-        "status": "lesions" if lesions else "no lesion",
-        "threshold": threshold,
-        "threshold_rule": rule,
-        "min_lesion_mm3": post.min_lesion_mm3,
-        "liver_ml": float(np.count_nonzero(case.liver) * geometry.voxel_mm3 / 1000),
-        "lesion_count": len(lesions),
-        "lesion_ml": sum(lesion.volume_mm3 for lesion in lesions) / 1000,
-        "lesions": [asdict(lesion) for lesion in lesions],
-        "warnings": warnings,
-    }
-    _write_json(out / LESIONS, table)
-    seconds = {
-        "load_seconds": round(ready - started, 3),
-        "network_seconds": round(predicted - ready, 3),
-        "total_seconds": round(time.monotonic() - started, 3),
-    }
-    _write_json(out / CASE, {"slices": len(slices.z), "device": str(members[0].networks.device), **seconds})
+    write_json(out / CASE, facts)
 
 
 def evaluate_case(case: LabelledScan, prepared: Path, segmented: Path, settings: EvaluationSettings, out: Path) -> None:

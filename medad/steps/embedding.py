@@ -22,8 +22,6 @@ from torch.nn import functional
 from medad.base.devices import keep_freed_memory, pick_device
 from medad.base.errors import InputError
 from medad.config.anomalies import SynthesisSettings
-from medad.networks import nets
-from medad.networks.batches import load_slices
 from medad.slices.prepared_file import PREPARED, load_prepared
 from medad.steps.examples import draw_anomalies
 
@@ -66,6 +64,9 @@ def liver_features(
 
 def _deepest_features(net: nn.Module, query: Float[Tensor, "B 1 S S"]) -> Float[Tensor, "B D h w"]:
     """Return the output of the last module with the smallest height and width."""
+    # reports import this module too, and need no networks
+    from medad.networks import nets
+
     smallest = query
 
     def store_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -117,6 +118,8 @@ def write_features(
     InputError
         A file cannot be read.
     """
+    from medad.networks import nets
+
     place = pick_device(device)
     keep_freed_memory()
     rng = np.random.default_rng(seed)
@@ -145,6 +148,8 @@ def _synthesised_slices(
     training: Sequence[Path], copies: Sequence[Path], synthesis: SynthesisSettings, seed: int
 ) -> tuple[ndarray, ndarray]:
     """Return corrupted training slices that contain an anomaly, as grey values, and their liver masks."""
+    from medad.networks.batches import load_slices
+
     data = load_slices(training, torch.device("cpu"), copies)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data.pixels), generator=generator)

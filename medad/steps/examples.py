@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from medad.anomalies.synthesis import Synthesised
 from medad.base.devices import keep_freed_memory, pick_device
 from medad.config.anomalies import SynthesisSettings
 from medad.config.liver import DatasetSettings, LiverSettings
-from medad.networks import nets
-from medad.networks.batches import HealthySlices, draw_batch, load_slices
+
+if TYPE_CHECKING:
+    from medad.networks.batches import HealthySlices
 
 EXAMPLES = "examples.safetensors"
 CANDIDATES_PER_SLICE = 8
@@ -61,6 +63,10 @@ def write_examples(
     largest_batch
         Most slices that are restored at a time.
     """
+    # reports import this module too, and need no networks
+    from medad.networks import nets
+    from medad.networks.batches import load_slices
+
     place = pick_device(device)
     keep_freed_memory()
     # choose slices on the CPU, so that all devices show the same
@@ -89,6 +95,8 @@ def draw_anomalies(
     data: HealthySlices, chosen: Int64[Tensor, " B"], synthesis: SynthesisSettings, generator: torch.Generator
 ) -> tuple[Synthesised, Float[Tensor, "B 1 S S"]]:
     """Return slices with pseudo anomalies as in training, but without augmentation, and the clean slices."""
+    from medad.networks.batches import draw_batch
+
     none = DatasetSettings(root="-", layout="btcv")
     plain = LiverSettings(name="examples", train_data=none, test_data=none)
     return draw_batch(data, chosen, plain.model_copy(update={"synthesis": synthesis}), generator, None)

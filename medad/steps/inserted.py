@@ -16,8 +16,9 @@ from medad.cohort.datasets import INSERTED_LIVER, INSERTED_TUMOUR, LabelledScan
 from medad.config.sensitivity import InsertionSettings, MeasureSettings
 from medad.ct.io import Volume, read_labels_on, read_scan, require_liver, source_digest
 from medad.evaluation.sensitivity import VolumeRecord, measure_lesions
-from medad.steps.cases import PROBABILITY, prepare_case, segment_case
+from medad.steps.cases import PROBABILITY, prepare_case
 from medad.steps.results import Segmenter
+from medad.steps.segment import segment_case
 
 RECORD = "lesions.json"
 

@@ -8,8 +8,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+from flows.devices import worker
+from flows.devices.slots import Device
 from flows.store.step import Call, Step
 from medad.base.errors import InputError
 from medad.base.settings import ANY_MACHINE, MachineSettings
@@ -31,6 +34,16 @@ PROBE = Step(
     kind="inference",
     not_in_key=frozenset({"folder", "seconds"}),
 )
+
+
+HOARD: list[bytes] = []
+"""Memory that a step does not give back."""
+
+
+def idle_worker(connection: Connection, device: Device) -> None:
+    """Be a worker that waits for an order only shortly."""
+    worker.IDLE_S = 0.2
+    worker.worker_main(connection, device)
 
 
 def probing(
@@ -128,6 +141,13 @@ def probe(
 
         if os.environ.get("ADFLOWS_DEVICE", "").startswith("gpu"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    elif act == "leave":
+        child = os.fork()
+        if not child:
+            time.sleep(3600)
+        Path(argument).write_text(str(child), encoding="utf-8")
+    elif act == "hoard":
+        HOARD.append(b"1" * (int(argument) << 20))
     elif act == "alone":
         assert folder is not None
         alone(text, folder, seconds)

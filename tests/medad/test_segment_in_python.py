@@ -20,7 +20,8 @@ from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import PostprocessSettings
 from medad.ct.io import write_hu
 from medad.organ.refine import dice
-from medad.steps.cases import prepare_case, segment_case
+from medad.steps.cases import prepare_case
+from medad.steps.segment import segment_case
 from medad.steps.trained import TrainedModel
 from tests.medad.organ.torso import make_torso
 from tests.medad.trained_runs import SETTINGS, write_run

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
-
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import reading
 from zsad.clip.models import CONFIG_NAME, describe_encoder, model_folder
 from zsad.config.encoder_outputs import check_vision_output, parse_outputs
 from zsad.config.run import EncoderSettings
 from zsad.config.vision_models import VisionModel, vision_model
+
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of images in OpenAI's CLIP, which open_clip takes for a model that names no others."""
 
 
 def check_outputs(settings: EncoderSettings, names: Sequence[str]) -> None:
@@ -64,13 +65,15 @@ def clip_architecture(settings: EncoderSettings) -> tuple[str, dict[str, Any], M
 
     Raises ConfigError for a model or tag that does not exist or cannot be used, and InputError for a folder.
     """
-    statistics: dict[str, Any] = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    statistics: dict[str, Any] = {"mean": OPENAI_MEAN, "std": OPENAI_STD}
     folder = model_folder(settings)
     if folder is not None:
         name = f"local-dir:{folder}"
         config, preprocess = _folder_config(folder)
         statistics |= {key: preprocess[key] for key in statistics if key in preprocess}
     else:
+        import open_clip  # only here: it takes seconds to load, and a folder has its own configuration
+
         name = settings.model.replace("/", "-")
         known = open_clip.list_models()
         if name not in known:

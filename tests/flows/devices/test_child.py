@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,12 +20,13 @@ import pytest
 from flows.devices import child
 from flows.devices import slots as gpu
 from flows.devices.child import ChildTraceback, compute_in_child
+from flows.devices.worker import KEPT_BYTES
 from flows.machine.stopping import StoppedError, stopping
 from flows.store.artifacts import ArtifactStore
 from flows.store.step import Call
 from medad.base.errors import InputError, LimitError
 from medad.base.settings import MachineSettings, TimeLimits
-from tests.flows.device_jobs import is_alive, probing
+from tests.flows.device_jobs import idle_worker, is_alive, probing
 from tests.flows.live_server import wait_for
 
 
@@ -63,7 +65,6 @@ def test_it_runs_elsewhere_in_todays_environment_and_sees_its_device_alone(
     assert found["group"] == found["pid"], "it leads a process group, so its children end with it"
     assert (found["device"], found["visible"], found["marker"]) == ("cpu", "", os.environ["MARKER"])
     assert (made.device, made.notes) == ("cpu", ())
-    assert not is_alive(found["pid"])
 
 
 def test_each_of_two_gpus_gets_one(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +74,75 @@ def test_each_of_two_gpus_gets_one(out: Path, tmp_path: Path, monkeypatch: pytes
     made = compute_in_child(probing("x", machine=machine), out, "key")
     assert made.device == "gpu-5"
     assert (facts(out)["device"], facts(out)["visible"]) == ("cuda:0", "5")
+
+
+def pid_of(call: Call, out: Path) -> int:
+    """Run a call and return the process that computed it."""
+    compute_in_child(call, out, "key")
+    pid: int = facts(out)["pid"]
+    return pid
+
+
+def test_the_steps_of_a_device_share_one_process_and_the_slot_is_free_between_them(out: Path) -> None:
+    first = pid_of(probing("x"), out)
+    assert is_free(), "another run may use the device now"
+    assert pid_of(probing("y"), out) == first
+
+
+def test_each_device_has_its_own_process(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "gpu_count", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    calls = {number: probing("x", machine=MachineSettings(gpus=(number,))) for number in (5, 6)}
+    pids = {number: pid_of(call, out) for number, call in calls.items()}
+    assert pids[5] != pids[6]
+    for number, call in calls.items():
+        assert pid_of(call, out) == pids[number]
+        assert facts(out)["visible"] == str(number)
+
+
+@pytest.mark.parametrize("act", ["rule", "bug", "exit 3", f"die {int(signal.SIGSEGV)}", "memory 4"])
+def test_after_an_error_the_process_is_another_one(out: Path, act: str) -> None:
+    before = pid_of(probing("x"), out)
+    with contextlib.suppress(InputError, ZeroDivisionError, RuntimeError):
+        compute_in_child(probing("x", act), out, "key")
+    assert not is_alive(before)
+    assert pid_of(probing("x"), out) != before
+
+
+def test_a_process_that_was_killed_while_it_waited_is_replaced(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = pid_of(probing("x"), out)
+    os.kill(before, signal.SIGKILL)
+    wait_for("it is gone", lambda: not is_alive(before))
+    after = pid_of(probing("x"), out)
+    os.kill(after, signal.SIGKILL)
+    wait_for("it is gone", lambda: not is_alive(after))
+    monkeypatch.setattr(child._Worker, "is_fresh", True)  # as if it ended just after this question
+    compute_in_child(probing("x"), out, "key")
+    assert facts(out)["pid"] not in (before, after)
+
+
+def test_a_process_that_left_another_one_behind_ends_with_it(out: Path, tmp_path: Path) -> None:
+    worker = pid_of(probing("x", f"leave {tmp_path / 'pid'}"), out)
+    left = int((tmp_path / "pid").read_text(encoding="utf-8"))
+    wait_for("both are gone", lambda: not is_alive(worker) and not is_alive(left))
+
+
+@pytest.mark.slow
+def test_a_process_that_keeps_much_memory_ends(out: Path) -> None:
+    little = pid_of(probing("x", "hoard 64"), out)
+    much = pid_of(probing("x", f"hoard {KEPT_BYTES >> 20}"), out)
+    assert much == little
+    wait_for("it is gone", lambda: not is_alive(much))
+
+
+def test_a_process_without_an_order_ends() -> None:
+    connection, other = child._context.Pipe()
+    process = child._context.Process(target=idle_worker, args=(other, gpu.CPU), daemon=True)
+    process.start()
+    other.close()
+    process.join(60)
+    assert process.exitcode == 0
+    connection.close()
 
 
 def test_progress_comes_back(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from flows.inbox.flow import liver_inbox
 from flows.liver.ablate import ablate
-from flows.liver.flow import LiverMaskRequest, SegmentRequest, StepRequest, hand_step, liver, liver_mask, segment
+from flows.liver.flow import LiverMaskRequest, SegmentRequest, liver, liver_mask, segment
+from flows.liver.hand_steps import StepRequest, hand_step
 from flows.liver.sensitivity import SensitivityRequest, sensitivity
 from flows.runs.run_folder import RunFolder, publish_run_folder
 from flows.runs.runner import LocalRunner
@@ -124,7 +125,7 @@ PATH = Path(FOLDER)
 REQUESTS: tuple[BaseModel, ...] = (
     SegmentRequest(scans=(PATH,), liver_masks=(PATH,), liver_model=PATH, model=PATH, out=PATH),
     LiverMaskRequest(scan=PATH, liver_model=PATH),
-    StepRequest(name="window", source=PATH, liver=PATH, liver_labels=(1,), settings=PreprocessSettings()),
+    StepRequest(names=("window",), source=PATH, liver=PATH, liver_labels=(1,), settings=PreprocessSettings()),
     SensitivityRequest(model=PATH, out=PATH),
     ScoreRequest(images=(PATH,), normal=(PATH,), category=None, out=PATH, threshold=PATH),
 )

@@ -8,15 +8,25 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
 from scipy import ndimage
+from torch.nn import functional
 
 from medad.base.errors import InputError
 from medad.config.liver import PreprocessSettings
 from medad.ct.io import Geometry, read_labels, write_mask
-from medad.slices.grid import SliceGrid, Slices, map_to_volume, mask_to_slices, mask_to_volume, slice_volume
+from medad.slices.grid import (
+    SliceGrid,
+    Slices,
+    _resize_linear,
+    map_to_volume,
+    mask_to_slices,
+    mask_to_volume,
+    slice_volume,
+)
 from medad.slices.prepared_file import load_prepared, save_prepared
 from medad.slices.preprocess import equalise, grey_per_hu, liver_roi, prepare, smooth_inside, window
 
@@ -217,6 +227,13 @@ def test_map_to_volume_is_linear_and_zero_elsewhere() -> None:
     assert (volume[:, :, [0, 2, 3, 5]] == 0).all()
     place = np.clip((np.arange(50) + 0.5) * 32 / 50 - 0.5, 0, 31) / 31
     np.testing.assert_allclose(volume[:, 20, 4], place, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [20, 32, 50, 64])
+def test_planes_are_resized_as_torch_does_it(side: int) -> None:
+    planes = np.random.default_rng(side).integers(0, 256, (3, side, side)).astype(np.float32)
+    expected = functional.interpolate(torch.from_numpy(planes)[:, None], size=(32, 32), mode="bilinear")[:, 0].numpy()
+    np.testing.assert_allclose(_resize_linear(planes, 32), expected, atol=1e-4)
 
 
 HU_SLICES = PreprocessSettings(

@@ -22,8 +22,9 @@ from medad.evaluation.postprocess import resolve_threshold
 from medad.networks import nets
 from medad.networks.infer import Networks, Prediction
 from medad.steps.calibration import CALIBRATION
-from medad.steps.cases import prepare_case, segment_case
+from medad.steps.cases import prepare_case
 from medad.steps.results import Member, Model
+from medad.steps.segment import segment_case
 
 SIDE, PLANES = 48, 10
 NET = NetSettings(widths=(8, 8, 8), groups=4)

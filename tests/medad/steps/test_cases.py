@@ -29,8 +29,9 @@ from medad.networks import nets
 from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import load_prepared
 from medad.steps.by_hand import step_equalise, step_roi, step_slice, step_window
-from medad.steps.cases import evaluate_case, insert_case, prepare_case, segment_case
+from medad.steps.cases import evaluate_case, insert_case, prepare_case
 from medad.steps.results import Member, Model
+from medad.steps.segment import segment_case
 from tests.medad.prepared import write_prepared
 
 PREPROCESS = PreprocessSettings(slice_px=64)

@@ -27,8 +27,9 @@ from medad.networks import nets
 from medad.networks.infer import Networks, Prediction
 from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import load_prepared
-from medad.steps.cases import evaluate_case, prepare_case, segment_case
+from medad.steps.cases import evaluate_case, prepare_case
 from medad.steps.results import Member, Model
+from medad.steps.segment import segment_case
 
 SIDE, PLANES = 48, 12
 SPACING_MM = (2.0, 2.0, 3.0)

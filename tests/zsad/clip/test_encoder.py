@@ -24,6 +24,7 @@ from torchvision.transforms import Normalize
 
 from medad.base.errors import ConfigError, InputError, UserError
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from zsad.clip.architecture import OPENAI_MEAN, OPENAI_STD
 from zsad.clip.encoder import Encoder
 from zsad.clip.models import weights_digest
 from zsad.clip.prompts import Ensemble, ensemble
@@ -126,6 +127,10 @@ def test_every_kind_of_file_loads(kind: str, ending: str, model: open_clip.CLIP,
             loaded = encoder.model.state_dict()[name]
             assert loaded.dtype == torch.float32
             torch.testing.assert_close(loaded, tensor, atol=atol, rtol=rtol)
+
+
+def test_the_default_statistics_are_open_clips() -> None:
+    assert (OPENAI_MEAN, OPENAI_STD) == (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 
 
 def test_openai_archive_loads_with_quick_gelu(tmp_path: Path) -> None:
