@@ -14,6 +14,7 @@ from flows.cli.options import (
     EXIT_USER_ERROR,
     DryRun,
     Json,
+    Quiet,
     Refresh,
     Set,
     Verbose,
@@ -52,7 +53,8 @@ def inbox(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Segment new scans in an inbox folder.
 
@@ -62,7 +64,7 @@ def inbox(
 
     Writes one folder per case, inbox.csv, and failed/ with the reason of each failure.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     if cases and not retry:
         raise ConfigError(f"{cases[0]}: cases can be given only with --retry")
     if sum((list_cases, dry_run, watch is not None)) > 1:
@@ -100,7 +102,7 @@ def _watch(request: InboxRequest, seconds: float, *, refresh: bool, as_json: boo
                     failed, bug = failed or bool(outcome.failures), bug or outcome.bug
             except UserError as error:  # a network share may be unavailable for a while
                 failed = True
-                terminal.line(str(error))
+                terminal.failure(str(error))
             request = request.model_copy(update={"retry": ()})
             time.sleep(seconds)
     if bug is not None:

@@ -26,6 +26,7 @@ from flows.cli.options import (
     DryRun,
     Json,
     Name,
+    Quiet,
     Refresh,
     Runs,
     Set,
@@ -79,7 +80,8 @@ def run(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Train, segment, evaluate and report.
 
@@ -88,7 +90,7 @@ def run(
 
     Writes the report, masks, probabilities and the model to OUT/liver/NAME.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(
         overrides, name=name, seed=seed, train_data__root=path_text(train), test_data__root=path_text(test)
     )
@@ -109,14 +111,15 @@ def prepare(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Prepare all scans and list them.
 
     Reads and checks every scan and label of the configuration, and caches the prepared slices. Finds bad files before
     a long training. Prints slices and liver volume in mL per case.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(overrides, train_data__root=path_text(train), test_data__root=path_text(test))
     settings = load_settings(config, values)
     from flows.liver.flow import prepare as prepare_flow
@@ -145,14 +148,15 @@ def export_slices(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Write prepared slices as PNG images.
 
     Writes the slices of the test cases and their tumour masks in MVTec AD's layout, to OUT/liver. Image tools such as
     `adflows zsad run` can read them. OUT/liver must not exist yet. Cases get pseudonyms.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(overrides, train_data__root=path_text(train), test_data__root=path_text(test))
     settings = load_settings(config, values)
     from flows.liver.flow import export_slices as export_flow
@@ -184,7 +188,8 @@ def train_command(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Train a model.
 
@@ -194,7 +199,7 @@ def train_command(
     With --from, each member of the model starts from that member of another model. The networks and `preprocess` of
     CONFIG must then be those of the other model.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(overrides, name=name, seed=seed, train_data__root=path_text(train))
     settings = load_settings(config, values)
     from flows.liver.flow import train as train_flow
@@ -225,7 +230,8 @@ def evaluate(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Evaluate a trained model on test cases.
 
@@ -234,7 +240,7 @@ def evaluate(
 
     Writes report, masks and probabilities to OUT/liver/NAME. NAME must differ from the model's.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     from flows.liver.run_folder import require_evaluable
     from medad.config.packaged import model_folder
 
@@ -270,7 +276,8 @@ def segment(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Segment scans with a trained model.
 
@@ -278,7 +285,7 @@ def segment(
     probabilities and a report to OUT, and the livers that it found to OUT/liver_masks. No tumour labels are needed.
     Cases get pseudonyms.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     masks = [] if liver in (None, [Path("auto")]) else liver or []
     if masks and len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
@@ -338,14 +345,15 @@ def step(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Run one preprocessing step on one file.
 
     Each step reads the file that the step before wrote, so the steps can be checked one by one. Window and roi write
     NIfTI; slice and equalise write safetensors.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     if MANUAL_STEPS[name].needs_liver and liver is None:
         raise ConfigError(MASK_RULE)
     from pydantic import ValidationError
@@ -366,7 +374,7 @@ def step(
         liver_labels=tuple(liver_label or [1]),
         settings=settings,
     )
-    outcome = hand_step.plan(request, refresh) if dry_run else hand_step.local(request, refresh)
+    outcome = run_flow(hand_step, dry_run=dry_run, local=True, request=request, refresh=refresh)
     lines = []
     if folder := outcome.details.pop("folder", None):
         written = copy_result(Path(folder), out)

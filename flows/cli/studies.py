@@ -14,6 +14,7 @@ from flows.cli.options import (
     DryRun,
     Json,
     Name,
+    Quiet,
     Refresh,
     Runs,
     Set,
@@ -55,7 +56,8 @@ def ablate(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Compare variants of a configuration.
 
@@ -64,7 +66,7 @@ def ablate(
 
     Writes tables, paired tests, learning curves and pictures to OUT/liver-ablate/NAME.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(
         overrides,
         name=name,
@@ -134,7 +136,8 @@ def sensitivity(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Measure which inserted lesions a model finds.
 
@@ -142,7 +145,7 @@ def sensitivity(
     --healthy, or a --config that names the scans. Reports the sensitivity by size in mm, by contrast in HU and by
     place.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     from medad.base.settings import apply_overrides
     from medad.config.sensitivity import load_sensitivity, parse_sensitivity
 

@@ -14,6 +14,7 @@ from flows.cli.options import (
     DryRun,
     Json,
     Name,
+    Quiet,
     Refresh,
     Runs,
     Set,
@@ -21,6 +22,7 @@ from flows.cli.options import (
     example,
     parse_overrides,
     prepare_command,
+    prepare_terminal,
     print_and_exit,
     run_flow,
 )
@@ -82,7 +84,8 @@ def run(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Score and evaluate a data set with one method.
 
@@ -91,7 +94,7 @@ def run(
 
     Writes the report, heat maps and scores to OUT/zsad/NAME.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(
         overrides, name=name, seeds=seed or None, data__root=None if data is None else str(data.absolute())
     )
@@ -141,7 +144,8 @@ def score(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Score your own images.
 
@@ -151,7 +155,7 @@ def score(
 
     The first seed of the configuration is used.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(overrides, data__category=category)
     settings = settings_of_method(method, config, values, few_shot=bool(normal))
     system = settings.method
@@ -200,7 +204,8 @@ def compare(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Compare systems on the same images.
 
@@ -209,7 +214,7 @@ def compare(
 
     Writes tables, paired tests, scores, maps and computing times to OUT/zsad-compare/NAME.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(
         overrides,
         name=name,
@@ -240,14 +245,15 @@ def train(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Train a learned system on labelled images.
 
     Trains on one data set so that the system can score others. Writes checkpoint.safetensors to OUT/zsad-train/NAME.
     Use it with the setting `checkpoint` of the system.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     from zsad.config.system_base import LearnedSettings
 
     values = parse_overrides(overrides, name=name, data__root=str(on.absolute()))
@@ -321,7 +327,7 @@ def evaluate(
     Compares maps with ground-truth masks and prints AUROC, AP, F1max with its oracle threshold, and AUPRO. The
     figures are exact; scores are not binned. Exit code 2 if a map or mask cannot be used.
     """
-    terminal.enabled = True
+    prepare_terminal(as_json=as_json)
     prepare_numpy()
     from medad.base.settings import parse_settings
     from zsad.config.run import EvaluationSettings
@@ -329,7 +335,9 @@ def evaluate(
 
     settings = parse_settings(EvaluationSettings, parse_overrides(overrides), source="--set")
     found = evaluate_folders(maps, masks, settings)
-    for line in (*group_lines(found.problems), *found.notes):
+    for line in group_lines(found.problems):
+        terminal.failure(line)
+    for line in found.notes:
         terminal.line(line)
     if as_json:
         answer = {

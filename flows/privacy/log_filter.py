@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from flows.machine.environment import cache_root
+from flows.machine.stopping import StoppedError
 from flows.privacy.redactor import SHORTEST, Redactor
 from flows.store.step import Call, Keyed
 from medad.base.errors import InputError, UserError
@@ -342,6 +343,8 @@ def _final_state(error: BaseException) -> Any:
 
     if isinstance(error, UserError):
         return Failed(message=path_filter.scrub(rule_of(error)[1]), data=error)
+    if isinstance(error, StoppedError):
+        return Crashed(message="stopped", data=error)
     with suppress(MissingContextError):  # a dry run
         get_run_logger().error("internal error", exc_info=(type(error), error, error.__traceback__))
     state = Failed if isinstance(error, Exception) else Crashed
