@@ -26,6 +26,7 @@ from flows.devices.server_limit import server_slot
 from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
 from flows.privacy.log_filter import without_private_text
+from flows.runs.prefect_log import mend_prefect_log
 from flows.runs.retries import RETRY_DELAYS_S
 from flows.runs.runner import (
     BuiltArtifact,
@@ -41,6 +42,7 @@ from flows.store.references import Ref
 from flows.store.step import Call
 from medad.base.errors import CaseFailure
 
+mend_prefect_log()  # in each process that runs flows or tasks, also on a cluster's workers
 CACHED_STATE = "Cached"
 """Name of the state of a task whose artifact existed before."""
 
