@@ -272,6 +272,7 @@ def segment(
     liver: Liver = None,
     liver_label: LiverLabel = None,
     liver_model: liver_mask.LiverModel = None,
+    trust: liver_mask.Trust = False,
     overrides: Set = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
@@ -319,6 +320,7 @@ def segment(
         scans=tuple(path.absolute() for path in scans),
         liver_masks=tuple(path.absolute() for path in masks),
         liver_model=None if liver_model is None else liver_model.absolute(),
+        trust=trust,
         model=run.absolute(),
         out=ensure_writable(out),
     )
@@ -327,7 +329,7 @@ def segment(
     )
 
 
-@app.command(epilog=example("adflows liver step window scan.nii.gz -o grey.nii.gz"))
+@app.command(epilog=example("adflows liver step window scan.nii.gz -o steps/"))
 def step(
     name: Annotated[ManualStepName, typer.Argument(metavar="STEP", help=f"Step to run, in this order: {STEPS_HELP}.")],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Output of the step before. For window: a CT scan.")],

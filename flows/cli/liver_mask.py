@@ -16,11 +16,17 @@ LiverModel = Annotated[
     typer.Option("--liver-model", help="Network that finds the liver: a TorchScript file or a MONAI bundle."),
 ]
 
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Load a TorchScript file as --liver-model. It is a program, which runs here."),
+]
+
 
 def mask(
     scan: Annotated[Path, typer.Argument(metavar="SCAN", help="NIfTI, MHD or NRRD file, or a folder of DICOM.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Mask to write (.nii.gz), or a folder for liver.nii.gz.")],
     liver_model: LiverModel = None,
+    trust: Trust = False,
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -36,7 +42,7 @@ def mask(
     from flows.liver.flow import LiverMaskRequest, liver_mask
 
     request = LiverMaskRequest(
-        scan=scan.absolute(), liver_model=None if liver_model is None else liver_model.absolute()
+        scan=scan.absolute(), liver_model=None if liver_model is None else liver_model.absolute(), trust=trust
     )
     outcome = run_flow(liver_mask, dry_run=dry_run, local=True, request=request, refresh=refresh)
     lines = []
