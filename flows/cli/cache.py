@@ -26,6 +26,7 @@ app = typer.Typer(
     The cache contains one artifact per step and input: a folder with the step's result. It is in $ADFLOWS_CACHE, by
     default in ~/.cache/adflows.
     """,
+    epilog=example("adflows cache ls", "adflows cache prune --older-than 60d"),
     no_args_is_help=True,
 )
 

@@ -22,6 +22,7 @@ app = typer.Typer(
     A pseudonym replaces the name of one scan in Prefect's forms, logs and reports. The register that maps pseudonyms to
     files is on this machine, in $ADFLOWS_PRIVATE. Only its owner can read it.
     """,
+    epilog=example("adflows ids add scan.nii.gz", "adflows ids ls --paths"),
     no_args_is_help=True,
 )
 

@@ -18,6 +18,7 @@ from flows.cli.options import (
     Refresh,
     Set,
     Verbose,
+    complete_config,
     outcome_as_json,
     parse_overrides,
     prepare_command,
@@ -33,7 +34,12 @@ if TYPE_CHECKING:
 
 
 def inbox(
-    config: Annotated[Path, typer.Argument(help="Inbox: a YAML file, or the name of one in configs/inbox.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Inbox: a YAML file, or the name of one in configs/inbox.", autocompletion=complete_config("inbox")
+        ),
+    ],
     cases: Annotated[
         list[str] | None, typer.Argument(help="With --retry: cases to segment again. Default: all that failed.")
     ] = None,

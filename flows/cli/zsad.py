@@ -19,6 +19,7 @@ from flows.cli.options import (
     Runs,
     Set,
     Verbose,
+    complete_config,
     example,
     parse_overrides,
     prepare_command,
@@ -39,8 +40,22 @@ app = typer.Typer(
     The zero-shot systems need no training on the images: they compare image patches with texts, and with reference
     images. `run` scores and evaluates a data set; `score` scores your own images.
     """,
+    epilog=example("adflows zsad score photos/ -o scored", "adflows zsad run musc --data data/mvtec"),
     no_args_is_help=True,
 )
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Complete names of methods."""
+    from zsad.config.systems import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
+def complete_method_or_config(incomplete: str) -> list[str]:
+    """Complete names of methods and of configurations."""
+    return [*complete_method(incomplete), *complete_config("zsad")(incomplete)]
+
 
 ORACLE_LABELS = {"f1max": "f1max at oracle threshold", "f1max_threshold": "oracle threshold (of labels)"}
 """Names that `evaluate` prints for figures that need the labels to choose their threshold."""
@@ -51,6 +66,7 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         help="A YAML file, or a name in configs/zsad, such as dual_clip. Default: the best encoder of this machine.",
+        autocompletion=complete_config("zsad"),
     ),
 ]
 Data = Annotated[
@@ -72,7 +88,8 @@ def run(
     method: Annotated[
         str,
         typer.Argument(
-            help="A method, such as dual, musc, winclip; or a configuration: a YAML file, or a name in configs/zsad."
+            help="A method, such as dual, musc, winclip; or a configuration: a YAML file, or a name in configs/zsad.",
+            autocompletion=complete_method_or_config,
         ),
     ],
     data: Data = None,
@@ -121,7 +138,12 @@ def score(
     ],
     method: Annotated[
         str | None,
-        typer.Option("--method", "-m", help="Method, such as musc, dual, winclip. Default: the best for the encoder."),
+        typer.Option(
+            "--method",
+            "-m",
+            help="Method, such as musc, dual, winclip. Default: the best for the encoder.",
+            autocompletion=complete_method,
+        ),
     ] = None,
     normal: Annotated[
         list[Path] | None,
@@ -191,7 +213,11 @@ def score(
 @app.command(epilog=example("adflows zsad compare compare_demo --methods clip,winclip --seeds 3"))
 def compare(
     config: Annotated[
-        Path, typer.Argument(help="A YAML file, or a name in configs/zsad, e.g. compare, compare_demo.")
+        Path,
+        typer.Argument(
+            help="A YAML file, or a name in configs/zsad, e.g. compare, compare_demo.",
+            autocompletion=complete_config("zsad"),
+        ),
     ] = Path("compare"),
     methods: Annotated[str, typer.Option(help="Systems to compare, with commas, e.g. clip,winclip; or all.")] = "all",
     data: Data = None,
