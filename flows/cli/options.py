@@ -42,7 +42,10 @@ DryRun = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print only failures, and the result as JSON on standard output.")]
 Verbose = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, help="Show each task. -vv also shows Prefect's log.")
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, show_default=False, help="Show each task. -vv also shows Prefect's log."
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures and the result.")]
 

@@ -60,7 +60,8 @@ class Stage:
         """Return the text beside the bar: counts, the note of a call under way, the time so far, and the time left."""
         left = self.seconds_left
         notes = [note for _, note in self.parts.values() if note]
-        parts = [f"{self.ended} of {self.total}", *self._more, *notes[:1], _whole(time.monotonic() - self.began)]
+        until = self.last if self.idle and self.ended else time.monotonic()
+        parts = [f"{self.ended} of {self.total}", *self._more, *notes[:1], _whole(until - self.began)]
         return ", ".join(parts if left is None else [*parts, f"{_whole(left)} left"])
 
     @property

@@ -139,6 +139,8 @@ class Terminal:
         `calls` announces numbers of calls to come, by step. A stage ends with its last announced call, or at the end of
         the outermost block. Without a block, it ends when its calls are done and a call of another step begins.
         """
+        if not self._open:
+            self._end_stages(lambda stage: stage.idle)
         self.announce(calls or {})
         with self._lock:
             self._open += 1
@@ -191,10 +193,11 @@ class Terminal:
 
     def training(self, name: str, key: object, progress: Progress) -> None:
         """Show the progress of a training. `key` identifies the call."""
-        epoch = f"{progress.phase}: epoch {progress.epoch} of {progress.epochs}"
-        note = f"{epoch}, loss {progress.loss:.4f}"
-        left = f"{format_seconds(progress.seconds_left)} left"
-        self._progress(name, key, progress.step, progress.steps, note, f"{note}, {left}")
+        note = f"epoch {progress.epoch} of {progress.epochs}, loss {progress.loss:.4f}"
+        if progress.phase != name:
+            note = f"{progress.phase}: {note}"
+        line = f"{name}: {note}, {format_seconds(progress.seconds_left)} left"
+        self._progress(name, key, progress.step, progress.steps, note, line)
 
     def count(self, name: str, key: object, done: int, total: int) -> None:
         """Show how many images a call has processed. `key` identifies the call."""

@@ -96,6 +96,7 @@ def test_a_stage_ends_in_a_log_when_its_last_call_ends(screen: Terminal, capsys:
 
 def test_steps_that_take_turns_have_one_line_each(screen: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
     with screen.run():
+        calls(screen, "prepare", 3)
         with screen.stages({"segment": 3, "evaluate": 2}):
             for case in range(3):
                 calls(screen, "segment", 1)
@@ -106,6 +107,7 @@ def test_steps_that_take_turns_have_one_line_each(screen: Terminal, capsys: pyte
             calls(screen, "text", 1)
             calls(screen, "encode", 1)
         assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+            "prepare: 3 done",
             "segment: 3 done",
             "evaluate: 2 done",
             "encode: 2 done",
