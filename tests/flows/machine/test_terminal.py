@@ -21,7 +21,7 @@ from flows.machine.terminal import Terminal, Verbosity
 from medad.base.progress import Progress
 
 Cli = Callable[..., Any]
-TIME = re.compile(r"\d+(\.\d)? s")
+TIME = re.compile(r"(\d+ (h|min) )*\d+(\.\d)? (s|min)")
 
 
 @contextlib.contextmanager
