@@ -76,6 +76,7 @@ def segment(
     *,
     liver_labels: Sequence[int] = (1,),
     liver_model: FilePath | None = None,
+    trust: bool = False,
     inference: InferenceSettings | None = None,
     postprocess: PostprocessSettings | None = None,
     device: str = "auto",
@@ -98,6 +99,8 @@ def segment(
     liver_model
         Network that finds the liver: a TorchScript file or a MONAI bundle. It is not used with `liver`. None:
         TotalSegmentator, if it is installed with weights, or the built-in method.
+    trust
+        Whether `liver_model` may be a TorchScript file, which is a program that runs when it is loaded.
     inference, postprocess
         Batch size, threshold, smallest lesion and similar settings. None: the settings of the model's run.
     device
@@ -123,7 +126,8 @@ def segment(
         for each in (prepared, out, found):
             each.mkdir()
         if liver is None:
-            finder = choose_finder(None if liver_model is None else Path(liver_model).expanduser())
+            network = None if liver_model is None else Path(liver_model).expanduser()
+            finder = choose_finder(network, trust=trust)
             find_case_liver(path, finder, found, affine_from=affine_from, device=device)
             case = LabelledScan(path, found / LIVER, (1,), None, affine_from)
         else:

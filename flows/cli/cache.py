@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import EXIT_USER_ERROR, Json, example
-from flows.machine.terminal import format_seconds, print_result, terminal
+from flows.cli.options import EXIT_USER_ERROR, Json, example, prepare_terminal
+from flows.machine.stage import format_seconds
+from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ app = typer.Typer(
     The cache contains one artifact per step and input: a folder with the step's result. It is in $ADFLOWS_CACHE, by
     default in ~/.cache/adflows.
     """,
+    epilog=example("adflows cache ls", "adflows cache prune --older-than 60d"),
     no_args_is_help=True,
 )
 
@@ -62,9 +64,11 @@ def show_size(size: int) -> str:
     return f"{size / 10**9:.1f} GB"
 
 
-def _store() -> ArtifactStore:
+def _store(*, writable: bool = False) -> ArtifactStore:
+    from flows.store.access import require_cache
     from flows.store.artifacts import ArtifactStore
 
+    require_cache(writable=writable)
     return ArtifactStore()
 
 
@@ -184,9 +188,17 @@ def verify(
     from flows.store.upkeep import find_damaged
     from flows.store.upkeep import remove as remove_artifact
 
-    terminal.enabled = True
-    store = _store()
-    found = find_damaged(store, lambda done, total: terminal.count("verify", done, total, what="artifacts"))
+    prepare_terminal(as_json=as_json)
+    store = _store(writable=remove)
+
+    def show(done: int, total: int) -> None:
+        if done == 1:
+            terminal.announce({"verify": total})
+        terminal.submitted("verify")
+        terminal.ended("verify")
+
+    with terminal.run():
+        found = find_damaged(store, show)
     removed = [damage for damage in found if remove and remove_artifact(store, damage.artifact)]
     if as_json:
         rows = [
@@ -230,7 +242,7 @@ def prune(
     from flows.store.upkeep import remove as remove_artifact
 
     age_s = None if older_than is None else parse_age(older_than)
-    store, now = _store(), time.time()
+    store, now = _store(writable=not dry_run), time.time()
     everything = list_artifacts(store, step)
     chosen = choose_unused(
         everything,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import Json, example
+from flows.cli.options import Json, example, prepare_terminal
 from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     A pseudonym replaces the name of one scan in Prefect's forms, logs and reports. The register that maps pseudonyms to
     files is on this machine, in $ADFLOWS_PRIVATE. Only its owner can read it.
     """,
+    epilog=example("adflows ids add scan.nii.gz", "adflows ids ls --paths"),
     no_args_is_help=True,
 )
 
@@ -61,7 +62,7 @@ def add(
     Records each scan, and its liver mask if given, in the register of this machine. The pseudonym depends on the
     scan's content: the same scan in another place gets the same pseudonym.
     """
-    terminal.enabled = True
+    prepare_terminal(as_json=as_json)
     masks: list[Path | None] = list(liver or [])
     if masks and len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")

@@ -14,9 +14,11 @@ from flows.cli.options import (
     EXIT_USER_ERROR,
     DryRun,
     Json,
+    Quiet,
     Refresh,
     Set,
     Verbose,
+    complete_config,
     outcome_as_json,
     parse_overrides,
     prepare_command,
@@ -33,7 +35,12 @@ if TYPE_CHECKING:
 
 
 def inbox(
-    config: Annotated[Path, typer.Argument(help="Inbox: a YAML file, or the name of one in configs/inbox.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Inbox: a YAML file, or the name of one in configs/inbox.", autocompletion=complete_config("inbox")
+        ),
+    ],
     cases: Annotated[
         list[str] | None, typer.Argument(help="With --retry: cases to segment again. Default: all that failed.")
     ] = None,
@@ -53,7 +60,8 @@ def inbox(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Segment new scans in an inbox folder.
 
@@ -63,7 +71,7 @@ def inbox(
 
     Writes one folder per case, inbox.csv, and failed/ with the reason of each failure.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     if cases and not retry:
         raise ConfigError(f"{cases[0]}: cases can be given only with --retry")
     if sum((list_cases, dry_run, watch is not None)) > 1:
@@ -101,7 +109,7 @@ def _watch(request: InboxRequest, seconds: float, *, refresh: bool, as_json: boo
                     failed, bug = failed or bool(outcome.failures), bug or outcome.bug
             except UserError as error:  # a network share may be unavailable for a while
                 failed = True
-                terminal.line(str(error))
+                terminal.failure(str(error))
             request = request.model_copy(update={"retry": ()})
             time.sleep(seconds)
     if bug is not None:

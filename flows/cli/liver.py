@@ -28,6 +28,7 @@ from flows.cli.options import (
     DryRun,
     Json,
     Name,
+    Quiet,
     Refresh,
     Runs,
     Set,
@@ -47,6 +48,9 @@ app = typer.Typer(
     The networks are trained on healthy livers only, with synthetic anomalies. `run` does everything; the other
     commands do one part of it, or use a trained model.
     """,
+    epilog=example(
+        "adflows liver segment scan.nii.gz -o out", "adflows liver run default --train data/btcv --test data/lits"
+    ),
     no_args_is_help=True,
 )
 
@@ -75,7 +79,8 @@ def run(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Train, segment, evaluate and report.
 
@@ -84,7 +89,7 @@ def run(
 
     Writes the report, masks, probabilities and the model to OUT/liver/NAME.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(
         overrides, name=name, seed=seed, train_data__root=path_text(train), test_data__root=path_text(test)
     )
@@ -105,14 +110,15 @@ def prepare(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Prepare all scans and list them.
 
     Reads and checks every scan and label of the configuration, and caches the prepared slices. Finds bad files before
     a long training. Prints slices and liver volume in mL per case.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(overrides, train_data__root=path_text(train), test_data__root=path_text(test))
     settings = load_settings(config, values)
     from flows.liver.flow import prepare as prepare_flow
@@ -141,14 +147,15 @@ def export_slices(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Write prepared slices as PNG images.
 
     Writes the slices of the test cases and their tumour masks in MVTec AD's layout, to OUT/liver. Image tools such as
     `adflows zsad run` can read them. OUT/liver must not exist yet. Cases get pseudonyms.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(overrides, train_data__root=path_text(train), test_data__root=path_text(test))
     settings = load_settings(config, values)
     from flows.liver.flow import export_slices as export_flow
@@ -180,7 +187,8 @@ def train_command(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Train a model.
 
@@ -190,7 +198,7 @@ def train_command(
     With --from, each member of the model starts from that member of another model. The networks and `preprocess` of
     CONFIG must then be those of the other model.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(overrides, name=name, seed=seed, train_data__root=path_text(train))
     settings = load_settings(config, values)
     from flows.liver.flow import train as train_flow
@@ -221,7 +229,8 @@ def evaluate(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Evaluate a trained model on test cases.
 
@@ -230,7 +239,7 @@ def evaluate(
 
     Writes report, masks and probabilities to OUT/liver/NAME. NAME must differ from the model's.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     from flows.liver.run_folder import require_evaluable
     from medad.config.packaged import model_folder
 
@@ -262,11 +271,13 @@ def segment(
     liver: Liver = None,
     liver_label: LiverLabel = None,
     liver_model: liver_mask.LiverModel = None,
+    trust: liver_mask.Trust = False,
     overrides: Set = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Segment scans with a trained model.
 
@@ -274,7 +285,7 @@ def segment(
     probabilities and a report to OUT, and the livers that it found to OUT/liver_masks. No tumour labels are needed.
     Cases get pseudonyms.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     masks = [] if liver in (None, [Path("auto")]) else liver or []
     if masks and len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
@@ -308,6 +319,7 @@ def segment(
         scans=tuple(path.absolute() for path in scans),
         liver_masks=tuple(path.absolute() for path in masks),
         liver_model=None if liver_model is None else liver_model.absolute(),
+        trust=trust,
         model=run.absolute(),
         out=ensure_writable(out),
     )
@@ -344,7 +356,8 @@ def step(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Run one preprocessing step on one file, or several in a row.
 
@@ -357,14 +370,11 @@ def step(
     Runs without Prefect, unless PREFECT_API_URL names a server.
     """
     on_server = "PREFECT_API_URL" in os.environ
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     request = hand_request(name, through, source, liver, liver_label, overrides)
     from flows.liver.hand_steps import hand_step
 
-    if dry_run or not on_server:
-        outcome = (hand_step.plan if dry_run else hand_step.local)(request, refresh)
-    else:
-        outcome = run_flow(hand_step, request=request, refresh=refresh)
+    outcome = run_flow(hand_step, dry_run=dry_run, local=not on_server, request=request, refresh=refresh)
     lines = []
     if (folder := outcome.details.pop("folder", None)) and not dry_run:
         written = copy_result(Path(folder), out)

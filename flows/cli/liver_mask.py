@@ -9,11 +9,16 @@ from typing import Annotated
 import typer
 
 from flows.cli.copies import copy_result
-from flows.cli.options import DryRun, Json, Refresh, Verbose, prepare_command, print_and_exit
+from flows.cli.options import DryRun, Json, Quiet, Refresh, Verbose, prepare_command, print_and_exit, run_flow
 
 LiverModel = Annotated[
     Path | None,
     typer.Option("--liver-model", help="Network that finds the liver: a TorchScript file or a MONAI bundle."),
+]
+
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Load a TorchScript file as --liver-model. It is a program, which runs here."),
 ]
 
 
@@ -21,23 +26,25 @@ def mask(
     scan: Annotated[Path, typer.Argument(metavar="SCAN", help="NIfTI, MHD or NRRD file, or a folder of DICOM.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Mask to write (.nii.gz), or a folder for liver.nii.gz.")],
     liver_model: LiverModel = None,
+    trust: Trust = False,
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Find the liver in a CT and write its mask.
 
     Uses --liver-model if it is given, else TotalSegmentator if it is installed with weights, else the built-in method.
     Prints the method, its sureness (0 to 1) and the volume. Look at the mask before you use it.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     from flows.liver.flow import LiverMaskRequest, liver_mask
 
     request = LiverMaskRequest(
-        scan=scan.absolute(), liver_model=None if liver_model is None else liver_model.absolute()
+        scan=scan.absolute(), liver_model=None if liver_model is None else liver_model.absolute(), trust=trust
     )
-    outcome = liver_mask.plan(request, refresh) if dry_run else liver_mask.local(request, refresh)
+    outcome = run_flow(liver_mask, dry_run=dry_run, local=True, request=request, refresh=refresh)
     lines = []
     if folder := outcome.details.pop("folder", None):
         facts = json.loads((Path(folder) / "case.json").read_text(encoding="utf-8"))

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli.options import complete_config
 from flows.machine.environment import find_config
 
 if TYPE_CHECKING:
     from medad.config.liver import LiverSettings
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/liver, such as default or small.")]
+Config = Annotated[
+    Path,
+    typer.Argument(
+        help="A YAML file, or a name in configs/liver, such as default or small.",
+        autocompletion=complete_config("liver"),
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Random seed of the training. Default: the configuration's.")]
 Train = Annotated[
     Path | None, typer.Option("--train", help="Folder of the training data. Default: the configuration's.")

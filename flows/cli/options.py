@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.machine.environment import config_names
 from flows.machine.own_server import prepare_prefect
+from flows.machine.stage import format_seconds
 from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from flows.runs.flow import RunnableFlow
     from flows.runs.outcome import Outcome
@@ -34,8 +38,14 @@ Refresh = Annotated[bool, typer.Option("--refresh", help="Compute every step aga
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List what is cached and what would be computed, and why. Write nothing.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log on the terminal.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only failures, and the result as JSON on standard output.")]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, show_default=False, help="Show each task. -vv also shows Prefect's log."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures and the result.")]
 
 EXIT_USER_ERROR = 2
 """Exit code for bad input, a bad configuration or a failed case."""
@@ -43,26 +53,45 @@ LOCAL_VARIABLE = "ADFLOWS_LOCAL"
 """Environment variable that runs flows without Prefect when it is 1."""
 
 
-def example(command: str) -> str:
-    """Return the end of a command's help: one example, printed as it is written."""
-    return f"\b\nExample:\n  {command}"
+def example(*commands: str) -> str:
+    """Return the end of a command's help: its examples, printed as they are written."""
+    return "\n  ".join([f"\b\nExample{'s' * (len(commands) > 1)}:", *commands])
 
 
-def prepare_command(*, verbose: bool) -> None:
-    """Turn the terminal on. Set the environment that Prefect reads when it is imported."""
+def complete_config(flow: str) -> Callable[[str], list[str]]:
+    """Return the function that completes names of a flow's configurations. The shell completes file names itself."""
+    return lambda incomplete: [name for name in config_names(flow) if name.startswith(incomplete)]
+
+
+def prepare_terminal(*, verbose: int = 0, quiet: bool = False, as_json: bool = False) -> None:
+    """Turn the terminal on. Raise ConfigError for options that exclude each other."""
+    if verbose and (quiet or as_json):
+        raise ConfigError(f"--verbose and {'--quiet' if quiet else '--json'} exclude each other")
     terminal.enabled = True
-    prepare_prefect(verbose=verbose)
+    terminal.verbosity = "quiet" if quiet or as_json else ("normal", "verbose", "log")[min(verbose, 2)]
 
 
-def run_flow(flow: RunnableFlow[...], *, dry_run: bool = False, **parameters: Any) -> Outcome:
+def prepare_command(*, verbose: int, quiet: bool, as_json: bool) -> None:
+    """Turn the terminal on. Set the environment that Prefect reads when it is imported."""
+    prepare_terminal(verbose=verbose, quiet=quiet, as_json=as_json)
+    prepare_prefect(verbose=verbose > 1)
+
+
+def run_flow(flow: RunnableFlow[...], *, dry_run: bool = False, local: bool = False, **parameters: Any) -> Outcome:
     """Run a flow under Prefect, or only plan it. Raise the error that made the flow as a whole fail.
 
-    With $ADFLOWS_LOCAL=1 the flow runs in this process: no server, and no record in Prefect's UI.
+    With `local`, or with $ADFLOWS_LOCAL=1, it runs in this process: no server, and no record in Prefect's UI.
     """
     if dry_run:
         return flow.plan(**parameters)
-    if os.environ.get(LOCAL_VARIABLE) == "1":
-        return flow.local(**parameters)
+    began = time.monotonic()
+    with terminal.run():
+        local = local or os.environ.get(LOCAL_VARIABLE) == "1"
+        outcome = flow.local(**parameters) if local else _run_under_prefect(flow, **parameters)
+    return replace(outcome, seconds=round(time.monotonic() - began, 1))
+
+
+def _run_under_prefect(flow: RunnableFlow[...], **parameters: Any) -> Outcome:
     from flows.cli.doctor import check_prefect
 
     server = check_prefect()
@@ -87,6 +116,7 @@ def outcome_as_json(outcome: Outcome) -> dict[str, Any]:
         "run_folder": None if outcome.run_folder is None else str(outcome.run_folder.absolute()),
         "computed": outcome.computed,
         "cached": outcome.cached,
+        "seconds": outcome.seconds,
         "failures": [{"case": f.case_id, "stage": f.stage, "rule": f.rule} for f in outcome.failures],
         "headline": outcome.headline,
         "notices": [] if outcome.run_folder is None else read_notices(outcome.run_folder),
@@ -113,7 +143,7 @@ def exit_by_outcome(*outcomes: Outcome) -> None:
 
 
 def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "") -> None:
-    """Print the headline figures, the path of the report and the number of tasks."""
+    """Print the headline figures, the paths of the results, the number of tasks and the time."""
     from flows.runs.run_folder import HEADLINE, read_notices_text
 
     plan = outcome.details.get("plan")
@@ -130,10 +160,12 @@ def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "
     if outcome.run_folder is not None and (statement := read_notices_text(outcome.run_folder)):
         print_result(statement)
     reported = outcome.run_folder is not None and (outcome.run_folder / "report.html").is_file()
-    if outcome.run_folder is not None and reported:
-        print_result(f"report: {(outcome.run_folder / 'report.html').absolute()}")
+    if outcome.run_folder is not None:
+        folder = outcome.run_folder.absolute()
+        print_result(f"report: {folder / 'report.html'}" if reported else f"results: {folder}")
     total = outcome.computed + outcome.cached
-    print_result(f"{total} task{'' if total == 1 else 's'}: {outcome.computed} computed, {outcome.cached} cached")
+    counts = f"{total} task{'' if total == 1 else 's'}: {outcome.computed} computed, {outcome.cached} cached"
+    print_result(f"{counts}, in {format_seconds(outcome.seconds)}")
     if outcome.failures:
         cases = len({failure.case_id for failure in outcome.failures})
         print_result(f"{cases} failed" + ("; the report lists them with the reasons" if reported else ""))

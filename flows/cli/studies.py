@@ -14,10 +14,12 @@ from flows.cli.options import (
     DryRun,
     Json,
     Name,
+    Quiet,
     Refresh,
     Runs,
     Set,
     Verbose,
+    complete_config,
     parse_overrides,
     prepare_command,
     print_and_exit,
@@ -31,7 +33,11 @@ LINE_FIGURES = {"micro_dice_2d": "micro Dice", "dice_3d_mean": "3-D Dice", "voxe
 
 def ablate(
     config: Annotated[
-        Path, typer.Argument(help="A YAML file, or a name in configs/liver, e.g. ablation, ablation_small.")
+        Path,
+        typer.Argument(
+            help="A YAML file, or a name in configs/liver, e.g. ablation, ablation_small.",
+            autocompletion=complete_config("liver"),
+        ),
     ],
     train: Annotated[
         Path | None, typer.Option("--train", help="Folder of the training data. Default: the configuration's.")
@@ -55,7 +61,8 @@ def ablate(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Compare variants of a configuration.
 
@@ -64,7 +71,7 @@ def ablate(
 
     Writes tables, paired tests, learning curves and pictures to OUT/liver-ablate/NAME.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(
         overrides,
         name=name,
@@ -134,7 +141,8 @@ def sensitivity(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Measure which inserted lesions a model finds.
 
@@ -142,7 +150,7 @@ def sensitivity(
     --healthy, or a --config that names the scans. Reports the sensitivity by size in mm, by contrast in HU and by
     place.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     from medad.base.settings import apply_overrides
     from medad.config.sensitivity import load_sensitivity, parse_sensitivity
 

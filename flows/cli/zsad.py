@@ -14,13 +14,16 @@ from flows.cli.options import (
     DryRun,
     Json,
     Name,
+    Quiet,
     Refresh,
     Runs,
     Set,
     Verbose,
+    complete_config,
     example,
     parse_overrides,
     prepare_command,
+    prepare_terminal,
     print_and_exit,
     run_flow,
 )
@@ -37,8 +40,22 @@ app = typer.Typer(
     The zero-shot systems need no training on the images: they compare image patches with texts, and with reference
     images. `run` scores and evaluates a data set; `score` scores your own images.
     """,
+    epilog=example("adflows zsad score photos/ -o scored", "adflows zsad run musc --data data/mvtec"),
     no_args_is_help=True,
 )
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Complete names of methods."""
+    from zsad.config.systems import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
+def complete_method_or_config(incomplete: str) -> list[str]:
+    """Complete names of methods and of configurations."""
+    return [*complete_method(incomplete), *complete_config("zsad")(incomplete)]
+
 
 ORACLE_LABELS = {"f1max": "f1max at oracle threshold", "f1max_threshold": "oracle threshold (of labels)"}
 """Names that `evaluate` prints for figures that need the labels to choose their threshold."""
@@ -49,6 +66,7 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         help="A YAML file, or a name in configs/zsad, such as dual_clip. Default: the best encoder of this machine.",
+        autocompletion=complete_config("zsad"),
     ),
 ]
 Data = Annotated[
@@ -70,7 +88,8 @@ def run(
     method: Annotated[
         str,
         typer.Argument(
-            help="A method, such as dual, musc, winclip; or a configuration: a YAML file, or a name in configs/zsad."
+            help="A method, such as dual, musc, winclip; or a configuration: a YAML file, or a name in configs/zsad.",
+            autocompletion=complete_method_or_config,
         ),
     ],
     data: Data = None,
@@ -82,7 +101,8 @@ def run(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Score and evaluate a data set with one method.
 
@@ -91,7 +111,7 @@ def run(
 
     Writes the report, heat maps and scores to OUT/zsad/NAME.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(
         overrides, name=name, seeds=seed or None, data__root=None if data is None else str(data.absolute())
     )
@@ -118,7 +138,12 @@ def score(
     ],
     method: Annotated[
         str | None,
-        typer.Option("--method", "-m", help="Method, such as musc, dual, winclip. Default: the best for the encoder."),
+        typer.Option(
+            "--method",
+            "-m",
+            help="Method, such as musc, dual, winclip. Default: the best for the encoder.",
+            autocompletion=complete_method,
+        ),
     ] = None,
     normal: Annotated[
         list[Path] | None,
@@ -141,7 +166,8 @@ def score(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Score your own images.
 
@@ -151,7 +177,7 @@ def score(
 
     The first seed of the configuration is used.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(overrides, data__category=category)
     settings = settings_of_method(method, config, values, few_shot=bool(normal))
     system = settings.method
@@ -187,7 +213,11 @@ def score(
 @app.command(epilog=example("adflows zsad compare compare_demo --methods clip,winclip --seeds 3"))
 def compare(
     config: Annotated[
-        Path, typer.Argument(help="A YAML file, or a name in configs/zsad, e.g. compare, compare_demo.")
+        Path,
+        typer.Argument(
+            help="A YAML file, or a name in configs/zsad, e.g. compare, compare_demo.",
+            autocompletion=complete_config("zsad"),
+        ),
     ] = Path("compare"),
     methods: Annotated[str, typer.Option(help="Systems to compare, with commas, e.g. clip,winclip; or all.")] = "all",
     data: Data = None,
@@ -200,7 +230,8 @@ def compare(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Compare systems on the same images.
 
@@ -209,7 +240,7 @@ def compare(
 
     Writes tables, paired tests, scores, maps and computing times to OUT/zsad-compare/NAME.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     values = parse_overrides(
         overrides,
         name=name,
@@ -240,14 +271,15 @@ def train(
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Train a learned system on labelled images.
 
     Trains on one data set so that the system can score others. Writes checkpoint.safetensors to OUT/zsad-train/NAME.
     Use it with the setting `checkpoint` of the system.
     """
-    prepare_command(verbose=verbose)
+    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     from zsad.config.system_base import LearnedSettings
 
     values = parse_overrides(overrides, name=name, data__root=str(on.absolute()))
@@ -321,7 +353,7 @@ def evaluate(
     Compares maps with ground-truth masks and prints AUROC, AP, F1max with its oracle threshold, and AUPRO. The
     figures are exact; scores are not binned. Exit code 2 if a map or mask cannot be used.
     """
-    terminal.enabled = True
+    prepare_terminal(as_json=as_json)
     prepare_numpy()
     from medad.base.settings import parse_settings
     from zsad.config.run import EvaluationSettings
@@ -329,7 +361,9 @@ def evaluate(
 
     settings = parse_settings(EvaluationSettings, parse_overrides(overrides), source="--set")
     found = evaluate_folders(maps, masks, settings)
-    for line in (*group_lines(found.problems), *found.notes):
+    for line in group_lines(found.problems):
+        terminal.failure(line)
+    for line in found.notes:
         terminal.line(line)
     if as_json:
         answer = {

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 GPU_RESOURCE = "GPU"
 """Resource that a Dask worker offers for each device it may use. Ray has a resource of this name."""
 LOCALHOST = "127.0.0.1"
+ON_THIS_MACHINE = {"host": LOCALHOST, "dashboard_address": f"{LOCALHOST}:0", "dashboard": False}
+"""Options of a scheduler and its workers that nobody else can reach. Dask serves figures even without a dashboard."""
+ANSWER_S = 10.0
+"""Time within which a cluster's address must accept a connection."""
 RAY_DEFAULTS = {
     # nothing leaves the machine
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -59,9 +65,21 @@ class EngineTaskRunner(AnyTaskRunner):
         return type(self)()
 
     def use(self, machine: MachineSettings) -> None:
-        """Start the engine that the settings name, once per flow. Raise ConfigError if it is not installed."""
+        """Start the engine that the settings name, once per flow.
+
+        Raise ConfigError if it is not installed, or if nothing answers at its address.
+        """
         if self._chosen is None:
-            self._chosen = self._stack.enter_context(_start_engine(machine))
+            if machine.engine_address is not None and machine.engine != "threads":
+                require_answer(machine.engine_address)
+            try:
+                self._chosen = self._stack.enter_context(_start_engine(machine))
+            except (OSError, ValueError) as error:
+                if machine.engine_address is None:
+                    raise
+                raise ConfigError(
+                    f"engine_address: no {machine.engine} cluster answers at {machine.engine_address}"
+                ) from error
             self._engine = machine.engine
 
     def submit(
@@ -94,6 +112,22 @@ class EngineTaskRunner(AnyTaskRunner):
 TASK_RUNNER = EngineTaskRunner()
 
 
+def require_answer(address: str) -> None:
+    """Raise ConfigError unless a program listens at the address of a cluster. The engines take minutes to say so."""
+    parts = urllib.parse.urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if host is None or port is None:
+        raise ConfigError(f"engine_address: {address} is not an address such as tcp://HOST:8786 or ray://HOST:10001")
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_S).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"engine_address: {address} does not answer ({reason}); is the cluster running?") from error
+
+
 def _start_engine(machine: MachineSettings) -> AnyTaskRunner:
     workers = machine.engine_workers or worker_count()
     if machine.engine == "threads":
@@ -121,12 +155,12 @@ def _dask_runner(machine: MachineSettings, workers: int) -> AnyTaskRunner:
     specification = {
         number: {
             "cls": Nanny,
-            "options": {"nthreads": 1, "host": LOCALHOST, "dashboard_address": None, "dashboard": False}
+            "options": {"nthreads": 1, **ON_THIS_MACHINE}
             | ({"resources": {GPU_RESOURCE: 1}} if number < devices else {}),
         }
         for number in range(max(workers, devices))
     }
-    scheduler = {"cls": Scheduler, "options": {"host": LOCALHOST, "dashboard_address": None, "dashboard": False}}
+    scheduler = {"cls": Scheduler, "options": ON_THIS_MACHINE}
     return cast(
         "AnyTaskRunner",
         DaskTaskRunner(cluster_class=SpecCluster, cluster_kwargs={"workers": specification, "scheduler": scheduler}),

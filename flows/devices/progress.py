@@ -34,31 +34,33 @@ def current_task() -> TaskRunContext | None:
 @contextlib.contextmanager
 def progress_callback(call: Call) -> Iterator[Callable[..., None]]:
     """Yield the callback for a call's progress. It takes a training's `Progress`, or two counts of images."""
-    show = _training_callback(call.phase) if call.step.kind == "training" else _image_callback(call.step.name)
+    name, key = call.step.name, object()
+    show = _training_callback(call, key) if call.step.kind == "training" else _image_callback(name, key)
 
     def report(*progress: Any) -> None:
         if stopping.is_set():
             raise StoppedError
         show(*progress)
 
-    yield report
+    try:
+        yield report
+    finally:
+        terminal.end_progress(name, key)
 
 
-def _image_callback(step: str) -> Callable[[int, int], None]:
-    task = current_task()
-    name = step if task is None else task.task_run.name
-    return lambda done, total: terminal.count(name, done, total)
+def _image_callback(name: str, key: object) -> Callable[[int, int], None]:
+    return lambda done, total: terminal.count(name, key, done, total)
 
 
-def _training_callback(phase: str) -> Callable[[Progress], None]:
+def _training_callback(call: Call, key: object) -> Callable[[Progress], None]:
     """Return the callback of a training. An error of the UI, such as a lost server, never stops the training."""
-    in_task = current_task() is not None
+    in_task, phase = current_task() is not None, call.phase
     artifact: UUID | None = None
     last = -UI_INTERVAL_S
 
     def show(progress: Progress) -> None:
         nonlocal artifact, last
-        terminal.training(progress)
+        terminal.training(call.step.name, key, progress)
         now = time.monotonic()
         ended = progress.step == progress.steps
         if not in_task or (now - last < UI_INTERVAL_S and not ended):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from flows.devices.progress import current_task
-from flows.devices.slots import Slot, device_slot
+from flows.devices.slots import NOTICE_S, Slot, device_slot
 from flows.machine.terminal import terminal
 from flows.privacy.log_filter import path_filter
 from flows.store.step import Call
@@ -25,23 +25,26 @@ _log = logging.getLogger(__name__)
 
 
 class WaitingNotice:
-    """The lines about what a call waits for."""
+    """The lines about what a call waits for. Nothing is shown before a call has waited for a while."""
 
     def __init__(self) -> None:
-        self._shown = False
+        self._shown = contextlib.ExitStack()
+        self._say: Callable[[str], None] | None = None
 
     def show(self, line: str) -> None:
         """Show a line, and give the call's task the state Waiting."""
-        self._shown = True
-        terminal.line(line)
+        if self._say is None:
+            self._say = self._shown.enter_context(terminal.waiting(line, waited_s=NOTICE_S))
+        self._say(line)
         _log_line(line)
         _set_state(WAITING_STATE, line)
 
     def end(self) -> None:
         """Give the task the state Running again."""
-        if self._shown:
+        if self._say is not None:
+            self._shown.close()
             _set_state("Running", "")
-        self._shown = False
+        self._say = None
 
 
 @contextlib.contextmanager
@@ -49,9 +52,12 @@ def call_slot(call: Call, gpus: Gpus) -> Iterator[Slot]:
     """Wait for a device for a call and use it inside the `with` block. Raises what `device_slot` raises."""
     notice = WaitingNotice()
     training, hours = call.step.kind == "training", call.machine.limits.waiting_hours
-    with device_slot(gpus, training=training, run=_run_name(call), limit_h=hours, on_wait=notice.show) as slot:
+    try:
+        with device_slot(gpus, training=training, run=_run_name(call), limit_h=hours, on_wait=notice.show) as slot:
+            notice.end()
+            yield slot
+    finally:
         notice.end()
-        yield slot
 
 
 def _run_name(call: Call) -> str:

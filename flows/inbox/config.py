@@ -72,9 +72,9 @@ class Inbox:
             if key.partition(".")[0] in {"name", "train_data", "test_data"}:
                 raise ConfigError(f"{request.config}: settings.{key}: not a setting for the segmentation of an inbox")
         if settings.liver_model_path is not None:
-            from medad.steps.liver_mask import model_files
+            from medad.steps.liver_mask import choose_finder
 
-            model_files(settings.liver_model_path)
+            choose_finder(settings.liver_model_path, trust=settings.trust_liver_model)
         of_model = liver_folder.settings_of_run(model)
         liver = liver_folder.settings_with_changes(of_model, values, model=model, source=f"{request.config}: settings")
         # cases are given one by one, so their folder and patterns are not part of a result
@@ -88,7 +88,10 @@ class Inbox:
         """Content of the method that finds the livers. None: the masks are given."""
         from medad.steps.liver_mask import choose_finder
 
-        return finder_content(choose_finder(self.settings.liver_model_path)) if self.settings.livers is None else None
+        settings = self.settings
+        if settings.livers is not None:
+            return None
+        return finder_content(choose_finder(settings.liver_model_path, trust=settings.trust_liver_model))
 
     @cached_property
     def tried_with(self) -> str:

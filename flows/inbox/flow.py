@@ -101,8 +101,9 @@ class Pass:
             folder.prepare()
         scans = self._new_scans(found.arrivals, rows)
         # in small batches, so that first results appear early and a parallel pass can take other scans
-        while self.fatal_failure is None and (batch := list(itertools.islice(scans, 2 * worker_count()))):
-            self._process(batch, rows)
+        with terminal.stages():
+            while self.fatal_failure is None and (batch := list(itertools.islice(scans, 2 * worker_count()))):
+                self._process(batch, rows)
         if not self.dry:
             self._update()
 
@@ -118,6 +119,8 @@ class Pass:
                 del known[waiting]
         seen: set[str] = set()
         ids: set[str] = set()
+        new = sum(each is None or self.inbox.should_segment(each, rows, self.retry) for each in known.values())
+        terminal.announce({steps.PREPARE.name: new})
         for arrival, recall in known.items():
             try:
                 content = recall or content_of(arrival, labels, watched_s=0 if self.dry else unchanged_s)
@@ -132,7 +135,7 @@ class Pass:
             if content.digest not in seen and self.inbox.should_segment(content, rows, self.retry):
                 case_id = case_id_of(arrival, content)
                 self._learn(arrival, case_id)
-                terminal.line(f"{case_id} is {arrival.scan}")
+                self.stages.name_scan(case_id, arrival.scan)
                 if not self.dry:
                     case_ids.register_found(
                         [case_ids.RegisteredCase(case_id.rpartition("-")[0], arrival.scan, arrival.liver, labels)]
@@ -165,7 +168,9 @@ class Pass:
             data = self.inbox.liver.test_data
             labels = data.liver_labels or ()
             cases = [Case(each.id, each.arrival.scan, each.arrival.liver, labels, None) for each in mine]
-            cases = find_livers(self.stages, cases, data.affine_from, self.inbox.settings.liver_model_path)
+            settings = self.inbox.settings
+            network, trust = settings.liver_model_path, settings.trust_liver_model
+            cases = find_livers(self.stages, cases, data.affine_from, network, trust=trust)
             ready = {each.case.id: each for each in self.stages.prepare_cases(cases, data)}
             sound = {each.id for each in mine if each.id in ready and self._was_read(each, ready[each.id])}
             for scan in mine:

@@ -22,7 +22,7 @@ from pydantic_core import to_jsonable_python
 from flows.liver import run_folder as liver_folder
 from flows.liver import steps, training_steps
 from flows.liver.run_folder import UsedCase
-from flows.liver.stages import ReadyCase, Stages
+from flows.liver.stages import ReadyCase, Stages, has_ground_truth
 from flows.liver.training_steps import TrainingCase
 from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
@@ -123,7 +123,7 @@ class AblationStages:
         self.pseudonymous = self.pseudonymous or stages.pseudonymous
         self.used += stages.used
         self.inserted |= {ready.case.id for ready in test if ready.inserted is not None}
-        if test and not any(_has_ground_truth(ready) for ready in test):
+        if test and not any(has_ground_truth(ready) for ready in test):
             self.runner.record_failure(CaseFailure("test data", "find", NO_GROUND_TRUTH))
         if stages.leaked or not stages.passes_leakage_check(found, test):  # noted once here instead of once per row
             return None
@@ -173,7 +173,7 @@ class AblationStages:
         base, sigma_mm = self.base, self.settings.baseline_sigma_mm
         small = base.postprocess.min_lesion_mm3
         tasks = []
-        for ready in filter(_has_ground_truth, data.test):
+        for ready in filter(has_ground_truth, data.test):
             case = LabelledScan.of(ready.case, base.test_data)
             call = steps.baseline(case, ready.prepared, sigma_mm, small, base.evaluation)
             tasks.append((ready, self.runner.submit(ready.case.id, call)))
@@ -289,10 +289,6 @@ def _data_key(settings: LiverSettings) -> str:
     return canonical_json(to_jsonable_python(values | {"exclude": settings.inference.exclude}))
 
 
-def _has_ground_truth(ready: ReadyCase) -> bool:
-    return ready.case.tumour_label is not None and ready.case.label is not None
-
-
 def _evaluate(stages: Stages, data: Data, model: Model[Ref]) -> tuple[EvaluatedCase, ...]:
     results = stages.segment_and_evaluate(data.test, model, stages.settings.test_data)
     return tuple(one for one in results if one.evaluated is not None)
@@ -355,7 +351,7 @@ def ablate(settings: AblationSettings, out: Path, refresh: bool = False) -> Outc
     """Train and evaluate every row, sweep and curve of the configuration. Writes the report to the run folder `out`."""
     started = time.monotonic()
     stages = AblationStages(settings, refresh=refresh)
-    with terminal.bars():
+    with terminal.stages():
         stages.prepare()
         baseline = stages.evaluate_baseline()
         trained = stages.train()

@@ -39,6 +39,8 @@ class SegmentRequest(BaseModel):
     """Liver masks, one for each scan, on its grid. Empty: the livers are found automatically."""
     liver_model: PrivatePath | None = None
     """Network that finds the livers, as TorchScript or MONAI bundle. None: TotalSegmentator or the built-in method."""
+    trust: bool = False
+    """Whether that network may be a TorchScript file, which runs when it is loaded."""
     model: PrivatePath
     """Folder of an earlier run."""
     out: PrivatePath
@@ -50,6 +52,8 @@ class LiverMaskRequest(BaseModel):
     scan: PrivatePath
     liver_model: PrivatePath | None = None
     """Network that finds the liver. None: TotalSegmentator or the built-in method."""
+    trust: bool = False
+    """Whether that network may be a TorchScript file, which runs when it is loaded."""
 
 
 @define_flow("liver", "liver {settings.name}")
@@ -166,7 +170,7 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
             continue
         cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, pseudonymous=True)
     stages.record_pseudonyms(list(cases.values()))
-    found = find_livers(stages, list(cases.values()), data.affine_from, request.liver_model)
+    found = find_livers(stages, list(cases.values()), data.affine_from, request.liver_model, trust=request.trust)
     stages.runner.notes += mask_notes(stages.liver_masks)
     ready = stages.prepare_cases(found, data)
     if request.liver_masks:
@@ -185,6 +189,6 @@ def liver_mask(request: LiverMaskRequest, refresh: bool = False) -> Outcome:
     path_filter.learn(request.scan, label)
     if runner.makes_artifacts:
         case_ids.register_found([case_ids.RegisteredCase(label, request.scan, None, (1,))])
-    ref = find_liver(runner, label, request.scan, request.liver_model)
+    ref = find_liver(runner, label, request.scan, request.liver_model, trust=request.trust)
     details = {} if ref is None else {"folder": str(ref.folder())}
     return Outcome.from_runner(runner, details=details, useful=ref is not None)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from medad.cohort.datasets import Case
 
 
-def find_livers(stages: Stages, cases: list[Case], affine_from: str, model: Path | None) -> list[Case]:
+def find_livers(
+    stages: Stages, cases: list[Case], affine_from: str, model: Path | None, *, trust: bool = False
+) -> list[Case]:
     """Return the cases, each with a liver mask: its own, or one that is found now. A failed case is left out.
 
     `stages.liver_masks` has the found masks, for the run folder and for `mask_notes`.
@@ -29,7 +31,7 @@ def find_livers(stages: Stages, cases: list[Case], affine_from: str, model: Path
         return cases
     from medad.steps.liver_mask import choose_finder
 
-    finder = choose_finder(model)
+    finder = choose_finder(model, trust=trust)
     tasks = [
         (case, stages.runner.submit(case.id, mask_steps.liver_mask(case.scan, finder, affine_from)))
         for case in missing.values()
@@ -42,14 +44,14 @@ def find_livers(stages: Stages, cases: list[Case], affine_from: str, model: Path
     return [found[case.id] for case in cases if case.id in found]
 
 
-def find_liver(runner: Runner, label: str, scan: Path, model: Path | None = None) -> Ref | None:
+def find_liver(runner: Runner, label: str, scan: Path, model: Path | None = None, *, trust: bool = False) -> Ref | None:
     """Find the liver of one scan. None: it failed, and the runner recorded why.
 
     Raises InputError if the path `model` contains no network.
     """
     from medad.steps.liver_mask import choose_finder
 
-    return runner.run(label, mask_steps.liver_mask(scan, choose_finder(model)))
+    return runner.run(label, mask_steps.liver_mask(scan, choose_finder(model, trust=trust)))
 
 
 def mask_facts(mask: Ref) -> dict[str, Any] | None:

@@ -98,7 +98,8 @@ class SensitivityStages(Stages):
                 self.used.append(self._used("test", case.id, prepared))
                 call = steps.segment(prepared, model, settings.inference, settings.postprocess, settings.machine)
                 ready.append((case, scan, call))
-        segmented = self.run_in_order([(case.id, call) for case, _, call in ready])
+        with terminal.stages({steps.SEGMENT.name: len(ready)}):
+            segmented = self.run_in_order([(case.id, call) for case, _, call in ready])
         return [
             Healthy(case, scan, ref) for (case, scan, _), ref in zip(ready, segmented, strict=True) if ref is not None
         ]
@@ -108,7 +109,7 @@ class SensitivityStages(Stages):
         study, settings = self.study, self.settings
         segmenter = Segmenter(settings.preprocess, model, settings.inference, settings.postprocess)
         volumes = [(scan, volume) for scan in scans for volume in study.volumes()]
-        with terminal.bars():
+        with terminal.stages({steps.MEASURE.name: len(volumes)}):
             refs = self.run_in_order(
                 (
                     f"{scan.case.id}, {volume.label}",

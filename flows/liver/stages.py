@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from medad.cohort.datasets import Case
 
 
+MAX_NAMED = 8
+"""Number of scans that a run shows on the terminal with their pseudonyms. `--verbose` shows all."""
+
+
 @dataclass(frozen=True)
 class ReadyCase:
     """A test case after preprocessing."""
@@ -40,6 +44,11 @@ class ReadyCase:
     case: Case
     prepared: Ref
     inserted: Ref | None
+
+
+def has_ground_truth(ready: ReadyCase) -> bool:
+    """Return whether a case can be evaluated: it has a tumour label and a liver mask."""
+    return ready.case.tumour_label is not None and ready.case.label is not None
 
 
 class Stages:
@@ -67,6 +76,8 @@ class Stages:
         self._trained_on: dict[Model[Ref], list[MarkedCase]] = {}
         self.pseudonymous = settings.test_data.pseudonyms or settings.train_data.pseudonyms
         """Whether file names must not appear in outputs."""
+        self._named = 0
+        """Number of scans that `name_scan` has shown."""
 
     def with_settings(self, settings: LiverSettings, runner: Runner) -> Stages:
         """Return stages with the same found and prepared cases, but other settings and another runner.
@@ -97,7 +108,7 @@ class Stages:
             path_filter.learn(Path(problem.path), problem.case_id)
             if problem.pseudonymous:
                 self.pseudonymous = True
-                terminal.line(f"{problem.case_id} is {problem.path}")
+                self.name_scan(problem.case_id, Path(problem.path))
             self.runner.record_failure(problem)
         return cases
 
@@ -105,11 +116,19 @@ class Stages:
         """Register the scan of each pseudonym, and show it on the user's terminal."""
         self.pseudonymous = self.pseudonymous or bool(cases)
         for case in cases:
-            terminal.line(f"{case.id} is {case.scan}")
+            self.name_scan(case.id, case.scan)
         if self.runner.makes_artifacts:  # a dry run writes nothing
             case_ids.register_found(
                 case_ids.RegisteredCase(case.id, case.scan, case.label, case.liver_labels) for case in cases
             )
+
+    def name_scan(self, case_id: str, scan: Path) -> None:
+        """Show the scan of a pseudonym on the user's terminal. Of many scans the first ones are shown."""
+        self._named += 1
+        show = terminal.line if self._named <= MAX_NAMED else terminal.detail
+        show(f"{case_id} is {scan}")
+        if self._named == MAX_NAMED + 1:
+            terminal.line("... and more scans; `adflows ids ls --paths` lists all")
 
     def split(self) -> Split:
         """Return the train/test split. It is empty if a patient is in both training and test data."""
@@ -272,23 +291,29 @@ class Stages:
             if segmented is None:
                 return
             evaluation = None
-            if ready.case.tumour_label is not None and ready.case.label is not None:
+            if has_ground_truth(ready):
                 case = LabelledScan.of(ready.case, data)
                 evaluate = steps.evaluate(case, ready.prepared, segmented, settings.evaluation)
                 evaluation = self.runner.submit(ready.case.id, evaluate)
             under_way.append((ready, segmented, evaluation))
 
-        for ready in cases:
-            if len(waiting) >= self.runner.max_device_calls:
+        labelled = sum(has_ground_truth(each) for each in cases)
+        with terminal.stages({steps.SEGMENT.name: len(cases), steps.EVALUATE.name: labelled}):
+            for ready in cases:
+                if len(waiting) >= self.runner.max_device_calls:
+                    evaluate_next()
+                segment = steps.segment(
+                    ready.prepared, model, settings.inference, settings.postprocess, settings.machine
+                )
+                waiting.append((ready, self.runner.submit(ready.case.id, segment)))
+            while waiting:
                 evaluate_next()
-            segment = steps.segment(ready.prepared, model, settings.inference, settings.postprocess, settings.machine)
-            waiting.append((ready, self.runner.submit(ready.case.id, segment)))
-        while waiting:
-            evaluate_next()
-        return [
-            CaseResult(ready.case.id, ready.prepared, segmented, None if task is None else task.ref(), ready.inserted)
-            for ready, segmented, task in under_way
-        ]
+            return [
+                CaseResult(
+                    ready.case.id, ready.prepared, segmented, None if task is None else task.ref(), ready.inserted
+                )
+                for ready, segmented, task in under_way
+            ]
 
     def report(self, results: list[CaseResult[Ref]], model: Model[Ref] | None, notes: tuple[str, ...]) -> Ref | None:
         """Write report.html and report.json."""

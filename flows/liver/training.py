@@ -93,7 +93,7 @@ class ModelTraining:
             return None
         self._note_fewer_members(len(parts), len({case.patient for case in cases}))
         planned = self._plan(parts, cases, ready)
-        with terminal.bars():
+        with terminal.stages(self._announced(len(planned))):
             members = self._train_members(planned)
             self._drain()
         if members is None or not calibrated:
@@ -103,10 +103,16 @@ class ModelTraining:
         if threshold is None:
             return None
         if self.settings.train.final_factor:
-            with terminal.bars():
+            with terminal.stages(self._announced(1)):
                 members = self._train_members([self._plan_final(ready)])
                 self._drain()
         return None if members is None else Model(tuple(members), threshold)
+
+    def _announced(self, members: int) -> dict[str, int]:
+        """Return the numbers of trainings, by step."""
+        nets = ("joint",) if self.settings.train.schedule == "joint" else NETS
+        names = [*nets, *(["classifier"] if self.settings.classifier is not None else [])]
+        return dict.fromkeys(names, members)
 
     def _plan_final(self, ready: Sequence[TrainingCase]) -> PlannedMember:
         """Return the member that is trained on all cases, for more steps than the others."""

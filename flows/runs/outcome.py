@@ -29,6 +29,8 @@ class Outcome:
     """Whether the flow produced a usable result, in spite of failures."""
     summary: str = ""
     """One line for Prefect's state, without a path. If empty, the counts are shown."""
+    seconds: float = 0.0
+    """Duration of the run, as the command line measured it."""
 
     @classmethod
     def from_runner(cls, runner: Runner, **more: Any) -> Outcome:

@@ -12,6 +12,7 @@ from typing import Literal
 from flows.machine.environment import cache_root
 from flows.privacy.log_filter import install
 from flows.runs.runner import FinishedCall, Runner, SubmittedCall, to_case_failure
+from flows.store.access import require_cache
 from flows.store.artifacts import ArtifactStore
 from flows.store.references import Ref
 from flows.store.step import Call, content_key
@@ -47,6 +48,7 @@ class PlanRunner(Runner):
 
     def begin(self) -> None:
         install()
+        require_cache(writable=False)
         self.rows: list[PlannedCall] = []
 
     @property

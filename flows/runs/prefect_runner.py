@@ -6,9 +6,10 @@ shows as Cached.
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,31 @@ from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectConcurrentFuture, PrefectFuture
 from prefect.states import Completed, Failed
 
 from flows.devices.child import compute_in_child, preload_libraries
 from flows.devices.engines import EngineTaskRunner
 from flows.machine.stopping import stopping
+from flows.machine.terminal import terminal
 from flows.privacy.log_filter import without_private_text
+from flows.runs.prefect_log import mend_prefect_log
 from flows.runs.retries import RETRY_DELAYS_S
-from flows.runs.runner import BuiltArtifact, Runner, SubmittedCall, find_or_make, make_in_this_process, to_case_failure
+from flows.runs.runner import (
+    BuiltArtifact,
+    Runner,
+    SubmittedCall,
+    find_or_make,
+    make_in_this_process,
+    show_end,
+    to_case_failure,
+)
 from flows.store.artifacts import BuildRecord
 from flows.store.references import Ref
 from flows.store.step import Call
 from medad.base.errors import CaseFailure
 
+mend_prefect_log()  # in each process that runs flows or tasks, also on a cluster's workers
 CACHED_STATE = "Cached"
 """Name of the state of a task whose artifact existed before."""
 
@@ -89,8 +101,13 @@ class PrefectRunner(Runner):
             context.task_runner.use(self.machine)
 
     def submit(self, label: str, call: Call) -> SubmittedCall:
+        terminal.submitted(call.step.name)
         with self._numbering:  # Prefect numbers a flow's tasks without a lock
-            return RunningCall(self, label, call, prefect_task(call).submit(label, call, self.refresh))
+            future = prefect_task(call).submit(label, call, self.refresh)
+        running = RunningCall(self, label, call, future)
+        if isinstance(future, PrefectConcurrentFuture):  # futures of clusters do not tell when they end
+            future.wrapped_future.add_done_callback(running.show_end)
+        return running
 
     def show_in_ui(self, show: Callable[[], None]) -> None:
         try:
@@ -107,6 +124,17 @@ class RunningCall(SubmittedCall):
     label: str
     call: Call
     future: PrefectFuture[Any]
+    shown: threading.Lock = field(default_factory=threading.Lock)
+    """Lock that is taken by whoever counts the end of the call on the terminal."""
+
+    def show_end(self, ended: concurrent.futures.Future[Any]) -> None:
+        """Count the end of the call when it ends, not when the flow asks for its result."""
+        state = None if ended.cancelled() or ended.exception() else ended.result()
+        self._show(state.result(raise_on_failure=False) if isinstance(state, State) and state.is_final() else None)
+
+    def _show(self, outcome: object) -> None:
+        if self.shown.acquire(blocking=False):
+            show_end(self.call, outcome)
 
     def ref(self) -> Ref | None:
         try:
@@ -117,6 +145,7 @@ class RunningCall(SubmittedCall):
         state = self._state()
         # a task that was cancelled or crashed raises here and ends the flow
         outcome = state.result(raise_on_failure=not state.is_failed())
+        self._show(outcome)
         if isinstance(outcome, BuiltArtifact | CaseFailure):
             return self.runner.record_outcome(self.label, outcome)
         if isinstance(outcome, Exception):  # an error of Prefect, outside the task's function

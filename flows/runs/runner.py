@@ -22,10 +22,12 @@ from flows.devices.child import compute_in_child
 from flows.devices.progress import progress_callback
 from flows.devices.slots import allowed_devices
 from flows.devices.waiting import WaitingNotice, call_slot
+from flows.machine.stage import format_seconds
 from flows.machine.stopping import stopping
-from flows.machine.terminal import format_seconds, terminal
+from flows.machine.terminal import terminal
 from flows.privacy.log_filter import install, learn_call, path_filter, rule_of
 from flows.runs.retries import RETRY_DELAYS_S, is_transient
+from flows.store.access import require_cache
 from flows.store.artifacts import ArtifactStore, BuildRecord
 from flows.store.references import Ref
 from flows.store.step import Call, Place, content_key
@@ -81,6 +83,16 @@ def find_or_make(label: str, call: Call, *, refresh: bool, make: MakeArtifact) -
         return BuiltArtifact(ref, cached)
     except Exception as error:
         return to_case_failure(label, call.step.name, error)
+    finally:
+        notice.end()
+
+
+def show_end(call: Call, outcome: object) -> None:
+    """Count the end of a call on the terminal. A call that was stopped is neither done nor failed."""
+    if isinstance(outcome, BuiltArtifact):
+        terminal.ended(call.step.name, cached=outcome.cached)
+    elif isinstance(outcome, Exception | CaseFailure):
+        terminal.ended(call.step.name, failed=True)
 
 
 def make_in_this_process(call: Call, out: Path, key: str) -> BuildRecord | None:
@@ -152,6 +164,7 @@ class Runner(abc.ABC):
     def begin(self) -> None:
         """Prepare this process and the store for a run."""
         install()
+        require_cache()
         stopping.clear()
         store = ArtifactStore()
         store.sweep()
@@ -188,20 +201,20 @@ class Runner(abc.ABC):
     def record_failure(self, failure: CaseFailure) -> None:
         """Record a failed case and print its line once."""
         if failure.line not in {known.line for known in self.failures}:  # one bad file may fail many steps
-            terminal.line(failure.line)
+            terminal.failure(failure.line)
         self.failures.append(failure)
 
     def record_failures(self, failures: Sequence[CaseFailure]) -> None:
         """Record several failed cases. Equal problems of one category are printed as one line with their number."""
         known = {one.line for one in self.failures}
         for line in group_lines(one for one in failures if one.line not in known):
-            terminal.line(line)
+            terminal.failure(line)
         self.failures.extend(failures)
 
     def record_success(self, label: str, ref: Ref, *, cached: bool) -> None:
-        """Record and print a finished call."""
+        """Record a finished call. Print its notes, and itself if each task is to be shown."""
         sidecar = ArtifactStore().sidecar(ref)
-        terminal.line(f"{ref.step} {label}: {'cached' if cached else format_seconds(sidecar.seconds)}")
+        terminal.detail(f"{ref.step} {label}: {'cached' if cached else format_seconds(sidecar.seconds)}")
         if sidecar.notes:
             note = f"{ref.step} {label}: {', '.join(sidecar.notes)}"
             terminal.line(note)
@@ -241,6 +254,7 @@ class LocalRunner(Runner):
     """
 
     def submit(self, label: str, call: Call) -> SubmittedCall:
+        terminal.submitted(call.step.name)
         for delay_s in (*RETRY_DELAYS_S, None):
             outcome = find_or_make(label, call, refresh=self.refresh, make=make_in_this_process)
             if (
@@ -253,6 +267,7 @@ class LocalRunner(Runner):
             time.sleep(delay_s)
         if isinstance(outcome, CaseFailure) and outcome.bug is not None:
             _log.error("internal error", exc_info=outcome.bug)
+        show_end(call, outcome)
         return FinishedCall(label, self.record_outcome(label, outcome))
 
 

@@ -62,9 +62,13 @@ class DigestMemory:
         try:
             with self._open() as connection:
                 row = connection.execute("SELECT sha256 FROM digest WHERE identity = ?", (identity,)).fetchone()
-        except sqlite3.DatabaseError as error:
-            if not isinstance(error, sqlite3.OperationalError):  # the file is damaged, not merely busy
-                self.database.unlink(missing_ok=True)
+        except sqlite3.OperationalError:  # busy
+            return None
+        except sqlite3.DatabaseError:
+            with contextlib.suppress(OSError):
+                self.database.unlink()  # it is damaged
+            return None
+        except OSError:  # another user's folder
             return None
         return None if row is None else str(row[0])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flows.machine.terminal import terminal
 from flows.privacy.log_filter import path_filter
 from flows.runs.runner import SubmittedCall, new_runner, to_case_failure
 from flows.store.digests import path_digest
@@ -72,6 +73,10 @@ class FeatureStages(ImageStages):
         """Encode images and prompts. Systems that their encoder cannot serve are left out and listed."""
         self._drop_unfit_systems()
         systems = [*self.settings.systems, *self._ablated()]
+        with terminal.stages():
+            self._encode(categories, systems)
+
+    def _encode(self, categories: Sequence[ImageSet], systems: Sequence[System]) -> None:
         waiting: list[tuple[str, ImageSet, SubmittedCall]] = []
         for name in dict.fromkeys(system.encoder for system in systems):
             encoder = self.settings.encoders[name]

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from flows.machine.terminal import terminal
 from flows.runs import ui_artifacts
 from flows.runs.flow import define_flow
 from flows.runs.outcome import Outcome
@@ -80,9 +79,8 @@ def _evaluate(
 ) -> Outcome:
     """Score and evaluate a data set, and publish the report and the maps. Some systems may have no result."""
     started = time.monotonic()
-    with terminal.bars():
-        systems, ablations = stages.score(stages.prepare())
-        copies = [*copies_of(report(systems, ablations), *files), *stages.maps(systems)]
+    systems, ablations = stages.score(stages.prepare())
+    copies = [*copies_of(report(systems, ablations), *files), *stages.maps(systems)]
     return stages.finish_run(out, copies, started, layout, useful=any(row.categories for row in systems))
 
 
@@ -91,8 +89,7 @@ def train(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
     """Train the only learned system of the settings on all images. Writes its checkpoint to the run folder `out`."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
-    with terminal.bars():
-        checkpoint = stages.train_one(stages.prepare())
+    checkpoint = stages.train_one(stages.prepare())
     copies = copies_of(checkpoint, *TRAINED_FILES)
     return stages.finish_run(out, copies, started, ui_artifacts.COMPARE, useful=checkpoint is not None)
 
@@ -115,8 +112,7 @@ def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) 
         last = settings.method.model_copy(update={"variants": settings.method.variant_names[-1:]})
         settings = settings.model_copy(update={"systems": (last,)})
     work = _ScoreRun(request, Stages(settings, refresh=refresh))
-    with terminal.bars():
-        ref = work.run()
+    ref = work.run()
     copies = copies_of(ref, *SCORE_FILES) + copies_of(work.threshold, *THRESHOLD_FILES)
     return work.stages.finish_run(
         request.out, copies, started, ui_artifacts.ZSAD_SCORE, private=True, useful=work.useful

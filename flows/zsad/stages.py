@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flows.machine.terminal import terminal
 from flows.runs import ui_artifacts
 from flows.runs.outcome import Outcome
 from flows.runs.run_folder import FileCopy, installed_versions
@@ -112,6 +113,18 @@ class Stages(FeatureStages):
     def score(self, categories: Sequence[ImageSet]) -> tuple[list[SystemResult[Ref]], list[AblationResult[Ref]]]:
         """Score and evaluate all systems on all categories and seeds, and the ablations."""
         trained = self.train(categories)
+        with terminal.stages(self._announced(len(categories))):
+            return self._score(categories, trained)
+
+    def _announced(self, categories: int) -> dict[str, int]:
+        """Return the numbers of scorings and evaluations, by step."""
+        seeds = len(self.settings.seeds)
+        calls = categories * sum(seeds if one.seeded else 1 for one in [*self.settings.systems, *self._ablated()])
+        return {steps.SYSTEM.name: calls, steps.EVALUATE.name: calls}
+
+    def _score(
+        self, categories: Sequence[ImageSet], trained: dict[tuple[str, str], SubmittedCall]
+    ) -> tuple[list[SystemResult[Ref]], list[AblationResult[Ref]]]:
         rows = [(system, self._start_scoring(system, categories, trained)) for system in self.settings.systems]
         ablations = [
             (name, [(label, self._start_scoring(system.model_copy(update={"label": f"{name} {label}"}), categories, {}))

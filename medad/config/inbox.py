@@ -42,6 +42,8 @@ class InboxSettings(Settings):
     liver_model: DataRoot | None = None
     """Network that finds the livers, without `livers` only: a TorchScript file or a MONAI bundle. None:
     TotalSegmentator if it is installed with weights, else the built-in method."""
+    trust_liver_model: bool = False
+    """Permission to load a TorchScript file as `liver_model`. It is a program, which runs when it is loaded."""
     unchanged_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Number of seconds for which a scan's files must stay unchanged before the scan is read. Until then the scan may
     still be arriving."""

@@ -36,6 +36,7 @@ NO_NETWORK = "http://127.0.0.1:9"
 MODEL_MM, MODEL_HU, ROI = 1.5, (-160.0, 240.0), (96, 96, 96)
 LIVER_CHANNEL = 1
 CONFIGURATION = "configs/inference.json"
+PROGRAM_SUFFIX = ".ts"
 MODEL_FILES = ("model.ts", "models/model.ts", "models/model.pt")
 
 
@@ -114,11 +115,18 @@ def model_files(path: Path) -> list[Path]:
         file = found[0]
     elif not path.is_file():
         raise InputError(path, "no such file or folder")
-    return [file] if file.suffix == ".ts" else [file, file.parent.parent / CONFIGURATION]
+    return [file] if file.suffix == PROGRAM_SUFFIX else [file, file.parent.parent / CONFIGURATION]
+
+
+def is_program(path: Path) -> bool:
+    """Return whether a network is a TorchScript file, whose code runs when it is loaded. Raises InputError."""
+    return model_files(path)[0].suffix == PROGRAM_SUFFIX
 
 
 def load_model(path: Path, device: torch.device) -> nn.Module:
-    """Load a network: a TorchScript file, or a folder with one of `MODEL_FILES`. Unpickles nothing.
+    """Load a network: a TorchScript file, or a folder with one of `MODEL_FILES`.
+
+    Unpickles nothing. A TorchScript file runs its own code (`is_program`), so load only one that the user trusts.
 
     Raises
     ------

@@ -20,6 +20,10 @@ from medad.organ.refine import dice
 Method = Literal["built-in", "TotalSegmentator", "model"]
 LEAST_AGREEMENT = 0.7
 """Agreement with the built-in method below which another tool's mask gets a note."""
+UNTRUSTED = (
+    "a TorchScript file is a program, which runs when it is loaded; if you trust whoever made it, give --trust "
+    "(in an inbox: trust_liver_model: true; in Python: trust=True)"
+)
 OWN_MASK = "correct it or give another mask with --liver MASK"
 
 
@@ -48,16 +52,19 @@ class FoundLiver:
     """Lines for the report."""
 
 
-def choose_finder(model: Path | None = None) -> Finder:
+def choose_finder(model: Path | None = None, *, trust: bool = False) -> Finder:
     """Return the given `model`, else TotalSegmentator if it is installed with weights, else the built-in method.
+
+    A TorchScript file is a program that runs when it is loaded, so it needs `trust`. A bundle's weights are data.
 
     Raises
     ------
     InputError
-        The path of the model contains no network.
+        The path of the model contains no network, or a TorchScript file without `trust`.
     """
     if model is not None:
-        external.model_files(model)
+        if external.is_program(model) and not trust:
+            raise InputError(model, UNTRUSTED)
         return Finder("model", model)
     tool = external.installed_totalsegmentator()
     return Finder() if tool is None else Finder("TotalSegmentator", weights=tool.names, tool=tool)

@@ -18,7 +18,9 @@ from medad.slices.grid import Slices, slice_grid, slice_volume
 from medad.slices.prepared_file import load_prepared, save_prepared
 from medad.slices.preprocess import equalise, liver_roi, window
 
-GREY, SLICES = "grey.nii.gz", "slices.safetensors"
+WINDOWED, ROI = "window.nii.gz", "roi.nii.gz"
+SLICES, EQUALISED = "slices.safetensors", "equalised.safetensors"
+"""File of each step. The names differ, so that one folder can have the results of all steps."""
 
 
 def _read_grey(source: Path) -> tuple[ndarray, Geometry]:
@@ -37,19 +39,19 @@ def _read_liver(geometry: Geometry, liver: Path | None, liver_labels: tuple[int,
 def step_window(
     source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
 ) -> None:
-    """Write grey.nii.gz from a CT: `window_hu` mapped to 0..255, on the scan's grid. The liver is not used."""
+    """Write window.nii.gz from a CT: `window_hu` mapped to 0..255, on the scan's grid. The liver is not used."""
     del liver, liver_labels
     volume = read_scan(source)
-    write_grey(out / GREY, window(volume.hu, settings.window_hu), volume.geometry)
+    write_grey(out / WINDOWED, window(volume.hu, settings.window_hu), volume.geometry)
 
 
 def step_roi(
     source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
 ) -> None:
-    """Write grey.nii.gz from a grey image, with zero outside the liver."""
+    """Write roi.nii.gz from a grey image, with zero outside the liver."""
     del settings
     grey, geometry = _read_grey(source)
-    write_grey(out / GREY, liver_roi(grey, _read_liver(geometry, liver, liver_labels)), geometry)
+    write_grey(out / ROI, liver_roi(grey, _read_liver(geometry, liver, liver_labels)), geometry)
 
 
 def step_slice(
@@ -66,10 +68,10 @@ def step_slice(
 def step_equalise(
     source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
 ) -> None:
-    """Write slices.safetensors with the histogram of each slice equalised over its liver pixels."""
+    """Write equalised.safetensors with the histogram of each slice equalised over its liver pixels."""
     del liver, liver_labels
     prepared = load_prepared(source, with_liver=True)
     assert prepared.liver is not None
     old = prepared.slices
     pixels = equalise(old.pixels, old.organ, settings.lift_dark)
-    save_prepared(out / SLICES, Slices(pixels, old.organ, old.z, old.grid), prepared.geometry, prepared.liver)
+    save_prepared(out / EQUALISED, Slices(pixels, old.organ, old.z, old.grid), prepared.geometry, prepared.liver)

@@ -159,7 +159,7 @@ def _skeleton(line: str, folder: Path) -> str:
     line = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line).replace(str(folder), SHOWN_FOLDER)
     line = re.sub(r"\bct-[0-9a-f]{12}\b", "ct-ID", line)
     line = _NUMBER.sub("0", _KEY.sub("KEY", line)).replace("undefined", "0")
-    line = re.sub(r"\b0 (ms|s|min|h|B|kB|MB|GB)\b", "0 unit", line)
+    line = re.sub(r"\b0 (ms|s|min|h|B|kB|MB|GB)( 0 (min|s))?\b", "0 unit", line)
     return " ".join(line.split())
 
 

@@ -57,7 +57,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     (MACHINES, "adflows server --port 4200"): "runs until Ctrl-C",
     (MACHINES, "adflows deploy --dry-run"): "needs a server",
     (MACHINES, "pip install --constraint constraints.txt 'adflows[dask]'"): "takes the network, and a cluster",
-    (MACHINES, "dask scheduler --host 10.0.0.5"): "needs a second machine",
+    (MACHINES, "dask scheduler --host 10.0.0.5 --dashboard-address 127.0.0.1:8787"): "needs a second machine",
     (MACHINES, "export DASK_DISTRIBUTED__WORKER__DAEMON=False"): "needs a second machine",
     (MACHINES, "adflows liver run hu --set engine=dask --set engine_address=tcp://10.0.0.5:8786"): (
         "needs a second machine"

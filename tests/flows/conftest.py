@@ -136,7 +136,7 @@ def run_cli(*arguments: object, local: bool = False) -> CommandResult:
     finally:
         sys.argv = argv
         os.environ.pop("ADFLOWS_LOCAL", None)
-        terminal.enabled = False
+        terminal.enabled, terminal.verbosity = False, "normal"
     return CommandResult(code, out.getvalue(), err.getvalue())
 
 

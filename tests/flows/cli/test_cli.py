@@ -258,6 +258,27 @@ def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable
 
 
 @pytest.mark.usefixtures("cache")
+def test_one_folder_has_the_results_of_all_steps(cli: Cli, new_world: Callable[..., Any], tmp_path: Path) -> None:
+    world = new_world(tmp_path, train=1, test=0)
+    source, label = world.btcv / "img" / "img0001.nii.gz", world.btcv / "label" / "label0001.nii.gz"
+    names = {
+        "window": "window.nii.gz",
+        "roi": "roi.nii.gz",
+        "slice": "slices.safetensors",
+        "equalise": "equalised.safetensors",
+    }
+    out = tmp_path / "steps"
+    contents: dict[str, bytes] = {}
+    for step, name in names.items():
+        liver = ("--liver", label, "--liver-label", 6)
+        ran = cli("liver", "step", step, source, "-o", f"{out}/", "--set", "slice_px=64", *liver)
+        assert ran.code == 0, ran.err
+        source = out / name
+        contents[name] = source.read_bytes()
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == contents
+
+
+@pytest.mark.usefixtures("cache")
 def test_a_step_on_a_bad_file_is_one_line_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(b"no gzip")

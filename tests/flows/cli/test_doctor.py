@@ -7,6 +7,7 @@ import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,22 @@ def test_a_cache_that_cannot_be_written_is_a_failure(tmp_path: Path, monkeypatch
 @pytest.mark.usefixtures("cache")
 def test_a_cache_that_can_be_written_is_well() -> None:
     assert doctor.check_cache().status == "ok"
+
+
+def test_the_disk_of_the_runs_is_that_of_the_environment(
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def run_checks(runs: Path) -> list[doctor.Check]:
+        asked.append(runs)
+        return [doctor.check_python()]
+
+    monkeypatch.setattr("flows.cli.doctor.run_checks", run_checks)
+    monkeypatch.setenv("ADFLOWS_RUNS", str(tmp_path / "runs"))
+    cli("doctor")
+    cli("doctor", "--out", tmp_path / "others")
+    assert asked == [tmp_path / "runs", tmp_path / "others"]
 
 
 @pytest.mark.parametrize(("free_gb", "status"), [(1, "fail"), (10, "warn"), (100, "ok")])

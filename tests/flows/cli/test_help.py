@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,7 +49,7 @@ def test_all_commands_are_found() -> None:
 @pytest.mark.parametrize("group", GROUPS, ids=" ".join)
 def test_no_summary_is_cut(cli: Cli, group: tuple[str, ...]) -> None:
     """A listing shows each command's whole summary on one line."""
-    listing = cli(*group, "--help").out.partition("Commands:")[2].splitlines()
+    listing = cli(*group, "--help").out.partition("Commands:")[2].partition("Example")[0].splitlines()
     rows = {line.split()[0]: line for line in listing if line.strip()}
     assert set(rows) == set(ALL[group].commands)
     for name, row in rows.items():
@@ -73,10 +76,44 @@ def test_every_command_has_an_example_that_parses(cli: Cli, path: tuple[str, ...
         ALL[path].make_context(start, words)  # exits if an option or argument is unknown, missing or malformed
 
 
-def test_the_examples_of_groups_name_commands(cli: Cli) -> None:
-    for group in GROUPS:
-        for line in examples(cli(*group, "--help").out):
-            assert tuple(shlex.split(line)[1:]) in LEAVES, line
+@pytest.mark.parametrize("group", GROUPS, ids=" ".join)
+def test_every_group_has_examples_that_parse(cli: Cli, group: tuple[str, ...]) -> None:
+    found = examples(cli(*group, "--help").out)
+    assert found
+    for line in found:
+        words = tuple(shlex.split(line)[1:])
+        [path] = [leaf for leaf in LEAVES if words[: len(leaf)] == leaf]
+        assert path[: len(group)] == group
+        ALL[path].make_context(line, list(words[len(path) :]))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("adflows li", {"liver"}),
+        ("adflows liver seg", {"segment"}),
+        ("adflows liver run de", {"default", "demo", "demo_train"}),
+        ("adflows liver inbox ", {"example"}),
+        ("adflows zsad run wincl", {"winclip"}),
+        ("adflows zsad score photos --sav", {"--save-threshold"}),
+    ],
+)
+def test_the_shell_completes_commands_options_and_names(words: str, expected: set[str]) -> None:
+    program = "import sys; sys.argv = ['adflows']; from flows.__main__ import main; main()"
+    wanted = {"_ADFLOWS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | wanted, capture_output=True, encoding="utf-8", check=False
+    )
+    assert set(done.stdout.split()) == expected, done.stderr
+
+
+def test_the_program_writes_its_completion_script() -> None:
+    program = "import sys; sys.argv = ['adflows']; from flows.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"_ADFLOWS_COMPLETE": "source_bash"}, capture_output=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    assert "complete -o default -F _adflows_completion adflows" in done.stdout
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)

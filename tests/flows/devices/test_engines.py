@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from flows.devices.engines import EngineTaskRunner
+from flows.devices.engines import EngineTaskRunner, _start_engine
 from medad.base.errors import ConfigError
 from medad.base.settings import MachineSettings
 from tests.flows.device_jobs import is_alive
@@ -99,6 +99,26 @@ def check(folder: Path) -> None:
     spans = list(per_device.values())
     overlap = min(max(times) for times in spans) - max(min(times) for times in spans)
     assert overlap > 0.8 * (max(map(max, spans)) - min(map(min, spans))), "both were busy at the same time"
+
+
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("tcp://127.0.0.1:9", "does not answer (Connection refused)"), ("nonsense", "is not an address")],
+)
+def test_a_cluster_that_does_not_answer_is_one_line(engine: Any, address: str, words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        EngineTaskRunner().use(MachineSettings(engine=engine, engine_address=address))
+    assert str(raised.value).startswith(f"engine_address: {address} ")
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_cluster_of_this_machine_listens_on_it_alone() -> None:
+    runner: Any = _start_engine(MachineSettings(engine="dask", engine_workers=1, gpus="cpu"))
+    workers = runner.cluster_kwargs["workers"].values()
+    for options in [runner.cluster_kwargs["scheduler"]["options"], *(worker["options"] for worker in workers)]:
+        assert (options["host"], options["dashboard_address"]) == ("127.0.0.1", "127.0.0.1:0")
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_a_refused_mask_fails_its_own_scan_until_another_method_is_used(box: Box
     tried = {first["tried_with"]}
     for content in (b"no network", b"neither"):
         (tmp_path / "net.ts").write_bytes(content)
-        box.configure(liver_model=str(tmp_path / "net.ts"))
+        box.configure(liver_model=str(tmp_path / "net.ts"), trust_liver_model=True)
         assert box.segmented(code=2) == []
         [failure] = box.failures().values()
         assert "cannot be loaded as a network" in failure["rule"]
@@ -132,6 +132,19 @@ def test_a_missing_network_is_a_failed_run_with_one_line(box: Box, torso: Torso,
     [line] = ran.err.splitlines()
     assert "none.ts: no such file or folder" in line
     assert not box.out.exists()
+
+
+def test_a_program_is_not_loaded_without_leave(box: Box, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    (tmp_path / "net.ts").write_bytes(b"a program")
+    box.configure(liver_model=str(tmp_path / "net.ts"))
+    for command in (
+        ("liver", "inbox", box.config),
+        ("liver", "mask", tmp_path / "scan.nii.gz", "-o", tmp_path, "--liver-model", tmp_path / "net.ts"),
+    ):
+        ran = cli(*command)
+        assert ran.code == 2
+        assert f"{tmp_path / 'net.ts'}: a TorchScript file is a program" in ran.err
+        assert len(ran.err.splitlines()) <= 2
 
 
 def test_prefect_shows_neither_name_nor_path(box: Box, torso: Torso, tmp_path: Path, prefect_server: str) -> None:

@@ -339,7 +339,7 @@ def test_scans_are_segmented_with_an_earlier_runs_model(world: Any, finished: An
     masks = [world.lits / f"segmentation-{n}.nii.gz" for n in (0, 1)]
     ran = cli(
         "liver", "segment", *scans, "--liver", masks[0], "--liver", masks[1], "--liver-label", 1, "--liver-label", 2,
-        "--model", model, "--out", tmp_path / "out", "--json",
+        "--model", model, "--out", tmp_path / "out",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     ids = identify(scans)

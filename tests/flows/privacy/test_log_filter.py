@@ -11,12 +11,13 @@ import urllib.parse
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.privacy.log_filter import NAME, UID, PathFilter, install
+from flows.privacy.log_filter import NAME, UID, PathFilter, install, without_private_text
 from flows.privacy.redactor import Redactor
 from medad.base.text import PLACEHOLDER
 
@@ -161,3 +162,14 @@ def test_thousands_of_names_cost_a_line_little_more_than_few() -> None:
     began = time.perf_counter()
     assert known.scrub("x Meier_04711 y") == "x <4711> y"
     assert time.perf_counter() - began < 1
+
+
+def test_a_stopped_step_is_no_internal_error(caplog: pytest.LogCaptureFixture) -> None:
+    from flows.machine.stopping import StoppedError
+
+    def body() -> None:
+        raise StoppedError
+
+    state: Any = without_private_text(body)()
+    assert (state.type, state.message) == ("CRASHED", "stopped")
+    assert "StoppedError" not in caplog.text

@@ -324,9 +324,9 @@ def test_nothing_marked_reaches_prefect_the_cache_or_the_outputs(
         said.append(ran.out)
         return ran
 
-    run("liver", "prepare", world.config, "--json", code=2)
+    prepared = run("liver", "prepare", world.config, code=2)
     ran = run("liver", "run", world.config, "--out", tmp_path / "runs", "--json", code=2)
-    ids = dict(re.findall(r"^(ct-[0-9a-f]{12}) is (.*)$", ran.err, re.MULTILINE))
+    ids = dict(re.findall(r"^(ct-[0-9a-f]{12}) is (.*)$", prepared.err, re.MULTILINE))
     assert {Path(path) for path in ids.values()} == {found.good, found.broken}, "the user's own terminal names the file"
     [good] = [case_id for case_id, path in ids.items() if Path(path) == found.good]
     [bad] = set(ids) - {good}
@@ -340,7 +340,7 @@ def test_nothing_marked_reaches_prefect_the_cache_or_the_outputs(
     pairs = [option for mask in masks for option in ("--liver", mask)]
     ran = run(
         "liver", "segment", *scans, *pairs, "--liver-label", 1, "--liver-label", 2, "--model", model,
-        "--out", tmp_path / "segmented", "--json", code=2,
+        "--out", tmp_path / "segmented", code=2,
     )  # fmt: skip
     assert f"{good} is {found.good}" in ran.err, "the same series has the same id in every flow"
     run("liver", "step", "window", found.good, "--out", tmp_path / "dicom.nii.gz", code=0)

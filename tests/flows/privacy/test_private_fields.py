@@ -54,7 +54,7 @@ LIVER = {"name": "x", "train_data": SCANS, "test_data": SCANS, "synthesis": {"te
 IMAGES = {"root": FOLDER, "masks": FOLDER}
 # the name of a weights file is shown
 ENCODER = {"model": f"local-dir:{FOLDER}"}, {"model": "ViT-B-16", "weights": f"{FOLDER}/b.pt"}
-FILES = dict.fromkeys(("clipseg", "sam", "salient"), f"{FOLDER}/b.pt")
+FILES = dict.fromkeys(("clipseg", "sam", "salient"), f"{FOLDER}/b.pt") | {"trust_salient": True}
 SETTINGS: dict[str, Settings] = {
     "liver": LiverSettings.model_validate(LIVER),
     "ablation": AblationSettings.model_validate(

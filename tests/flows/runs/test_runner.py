@@ -144,6 +144,20 @@ def test_a_broken_case_ends_alone_and_is_not_cached(kind: type[Runner], runs: li
     assert len(runs) == before + (how != "unreadable"), "it runs again, because a failure is not cached"
 
 
+def test_the_terminal_counts_done_cached_and_failed(kind: type[Runner], capfd: pytest.CaptureFixture[str]) -> None:
+    from flows.machine.terminal import terminal
+
+    run_all(kind, [("one", fake("1"))])
+    terminal.enabled = True
+    try:
+        with terminal.run():
+            run_all(kind, [("one", fake("1")), ("bad", fake("2", "rule")), ("two", fake("3"))])
+    finally:
+        terminal.enabled = False
+    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("fake")]
+    assert line.startswith("fake: 2 done, 1 cached, 1 failed, ")
+
+
 def test_the_path_is_for_the_terminal_alone(kind: type[Runner], capfd: pytest.CaptureFixture[str]) -> None:
     from flows.machine.terminal import terminal
 

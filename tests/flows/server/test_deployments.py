@@ -224,7 +224,7 @@ def test_a_step_runs_those_before_it_and_no_other(
     values = StepSettings(slice_px=64)
     done = run_step(case_id="case-1", step="equalise", settings=values)
     assert done.message == "4 computed, 0 cached, 0 failed"
-    result = tmp_path / "runs" / "steps" / "case-1" / "equalise" / "slices.safetensors"
+    result = tmp_path / "runs" / "steps" / "case-1" / "equalise" / "equalised.safetensors"
     # the law: the steps run one by one by hand give the same result
     source = scan
     for step in STEPS:

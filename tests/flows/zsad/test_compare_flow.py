@@ -221,7 +221,13 @@ def test_no_folder_reaches_prefect() -> None:
             },
             "systems": [
                 {"system": "anomalyclip", "checkpoint": f"{secret}/c.safetensors"},
-                {"system": "segmentation", "clipseg": secret, "sam": secret, "salient": f"{secret}/s.pt"},
+                {
+                    "system": "segmentation",
+                    "clipseg": secret,
+                    "sam": secret,
+                    "salient": f"{secret}/s.pt",
+                    "trust_salient": True,
+                },
                 {"system": "dual", "adapt": {"textures": secret}},
             ],
         }

@@ -109,7 +109,9 @@ class Threshold(nn.Module):
 def test_a_torchscript_model_is_used(tmp_path: Path, torso: Torso) -> None:
     blank = np.where(torso.liver, np.float32(105), np.float32(-100))
     torch.jit.script(Threshold()).save(str(tmp_path / "model.ts"))  # type: ignore[no-untyped-call]
-    finder = choose_finder(tmp_path)
+    with pytest.raises(InputError, match=r"is a program, which runs when it is loaded; .* --trust"):
+        choose_finder(tmp_path)
+    finder = choose_finder(tmp_path, trust=True)
     assert finder.method == "model"
     found = find_liver(Volume(blank, torso.geometry), finder, tmp_path / "scan.nii.gz", "cpu")
     assert dice(found.mask, torso.liver) > 0.95
@@ -134,7 +136,7 @@ def test_a_broken_model_is_refused(tmp_path: Path, torso: Torso, name: str) -> N
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(pickle.dumps({"state_dict": print}))
     with pytest.raises(InputError, match="cannot be loaded as a network"):
-        find_liver(volume_of(torso), choose_finder(tmp_path), tmp_path / "scan.nii.gz", "cpu")
+        find_liver(volume_of(torso), choose_finder(tmp_path, trust=True), tmp_path / "scan.nii.gz", "cpu")
 
 
 def test_a_missing_model_is_refused(tmp_path: Path) -> None:

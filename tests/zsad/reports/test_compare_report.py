@@ -448,7 +448,9 @@ def test_no_path_and_no_file_name_of_opaque_images_goes_in(report: Report, tmp_p
         auxiliary={"root": f"{SECRET}/aux"},
         encoders={"main": {"weights": f"{SECRET}/models/vit.pt"}},
     )
-    segmentation = compare_settings({"system": "segmentation", "sam": f"{SECRET}/sam", "salient": f"{SECRET}/s.pt"})
+    segmentation = compare_settings(
+        {"system": "segmentation", "sam": f"{SECRET}/sam", "salient": f"{SECRET}/s.pt", "trust_salient": True}
+    )
     settings = settings.model_copy(update={"systems": (*settings.systems, *segmentation.systems)})
     failed = [CaseFailure("a_1/0a1b", "encode", f"no image at {SECRET}/patient.png", f"{SECRET}/patient.png", "a_1")]
     done = report(settings, systems, failures=failed, notes=[f"{HOSTILE} {SECRET}/notes"])

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
+from pydantic import ValidationError
 from torch.nn.functional import normalize
 
 from medad.base.errors import ConfigError, InputError
@@ -94,6 +95,7 @@ def _settings(folder: Path, **other: Any) -> SegmentationModels:
         "sam_min_stability": 0.3,
         "sam_max_box_iou": 1.0,
         "salient": str(folder / "salient.pt"),
+        "trust_salient": True,
         "salient_px": 64,
         "covered": 0.5,
         "tile_px": 20,
@@ -344,3 +346,9 @@ def test_a_models_digest_is_of_its_files_and_not_of_where_they_lie(tmp_path: Pat
     assert path_digest(first / "z") == f"sha256:{hashlib.sha256(b'1').hexdigest()}"
     with pytest.raises(InputError):
         path_digest(tmp_path / "missing")
+
+
+def test_a_program_is_not_loaded_without_leave() -> None:
+    with pytest.raises(ValidationError, match="a program, which runs when it is loaded"):
+        SegmentationModels(salient="net.pt")
+    assert SegmentationModels(salient="net.pt", trust_salient=True).salient == "net.pt"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medad.base.private import ModelFile
 from zsad.config.run import NotNegative, Positive
@@ -38,6 +38,8 @@ class SegmentationModels(SystemSettings):
     salient: ModelFile | None = None
     """TorchScript file of a salient-object (dichotomous) segmentation model. It maps an image with values 0 to 1 to one
     channel."""
+    trust_salient: bool = False
+    """Permission to load the file of `salient`. A TorchScript file is a program, which runs when it is loaded."""
     salient_px: Annotated[int, Field(ge=32, le=4096)] = 1024
     """Side of the square input of the salient-object model."""
     salient_output: Literal["probability", "logits"] = "probability"
@@ -56,6 +58,13 @@ class SegmentationModels(SystemSettings):
     """Share of the foreground components, those with the highest scores, over which the image's score is averaged."""
     tau: Positive = 0.07
     """Temperature of the softmax over normal and anomalous prompts."""
+
+    @model_validator(mode="after")
+    def _trusts_its_program(self) -> SegmentationModels:
+        if self.salient is not None and not self.trust_salient:
+            rule = "`salient` is a TorchScript file, a program, which runs when it is loaded"
+            raise ValueError(f"{rule}; if you trust whoever made it, set `trust_salient: true`")
+        return self
 
     @property
     def loads_encoder(self) -> bool:
