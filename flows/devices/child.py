@@ -200,6 +200,7 @@ def _run_in_child(call: Call, out: Path, key: str, slot: Slot, batch_size: int) 
                     on_progress(*message[1])
                 else:
                     outcome = message
+                    break  # the artifact is complete, so Python need not end in order
     except TimeoutError as error:
         raise LimitError(
             f"stopped at its limit of {limit_h:g} h (limits.{call.step.kind}_hours)"
@@ -282,6 +283,8 @@ def _child_main(order: _ChildTask, connection: Connection, *held: _InheritedDesc
         answer = ("memory",) if is_out_of_memory(error) else ("error", error, text)
         if answer[0] == "error" and not _survives_pickling(error):
             answer = ("error", RuntimeError(f"{type(error).__name__}: {error}"), text)
+    sys.stdout.flush()
+    sys.stderr.flush()
     with contextlib.suppress(BrokenPipeError):
         connection.send(answer)
 
