@@ -288,7 +288,7 @@ class Live:
         (folder / "prefect.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
         self.python(
             "import asyncio; from pathlib import Path; from flows.server.deploy import Site, deploy\n"
-            f"asyncio.run(deploy(Site(Path({str(folder)!r}), Path({str(folder)!r}), {POOL!r}, {HOST!r}, 1, 30)))"
+            f"asyncio.run(deploy(Site(Path({str(folder)!r}), Path({str(folder)!r}), {POOL!r}, {HOST!r}, 30)))"
         )
 
     @contextlib.contextmanager
