@@ -1,6 +1,6 @@
 """The cost of the orchestration: a fully cached run, the demo, and the digest of a scan.
 
-    python benchmarks/orchestration.py [--only a,b,c,d,e,f] [--scans 500] [--json FILE]
+    python benchmarks/orchestration.py [--only a,b,c,d,e,f,g,h] [--scans 500] [--json FILE]
 
 a  the command `adflows liver run` with 130 cached volumes.
 b  the command `adflows demo` with an empty cache, compared with its steps in one process without Prefect, in CPU time
@@ -9,6 +9,8 @@ c  the digest of a compressed scan of 46 MB.
 d  steps by hand on a small scan, in CPU time of all processes.
 e  a cached command beside a running server.
 f  `adflows liver segment` with many small scans (`--scans`): CPU time beside the networks, memory and database.
+g  the idle time of the CPU's slot between two device steps of one run, with a running server.
+h  a training beside short steps, compared with the same work one after another.
 
 All data is generated and removed again. The demo's samples are downloaded or generated first; this is not timed. The
 command's database exists before, as in every use except the first.
@@ -17,13 +19,17 @@ command's database exists before, as in every use except the first.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import itertools
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +37,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 VOLUMES = 130
+DEVICE_STEPS = 16
 SCAN_BYTES = 46_000_000
 TINY: dict[str, Any] = {
     "name": "many",
@@ -123,9 +130,69 @@ def time_digest(folder: Path) -> Any:
     return Row("c", "digest of a compressed scan", rate, "MB/s", ">= 80", rate >= 80, detail)
 
 
+def time_idle_device(folder: Path) -> Any:
+    from benchmarks.zsad_timing import Row
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    environment = os.environ | {
+        "ADFLOWS_CACHE": str(folder / "cache"),
+        "ADFLOWS_SLOTS": str(folder / "slots"),
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PYTHONPATH": str(ROOT),
+        "PREFECT_API_URL": url,
+    }
+    server = subprocess.Popen(
+        [sys.executable, "-m", "flows", "server", "--port", str(port)],
+        env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+                break
+            time.sleep(0.5)
+        command = [sys.executable, "-m", "benchmarks.device_steps", str(DEVICE_STEPS)]
+        done = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    finally:
+        server.terminate()
+        server.wait()
+    times = json.loads(done.stdout)
+    # a cold fork server loads libraries before the second step
+    gaps = sorted(later[0] - earlier[1] for earlier, later in itertools.pairwise(times[1:]))
+    median = gaps[len(gaps) // 2]
+    work = sum(end - began for began, end, _ in times) / len(times)
+    detail = f"median of {len(gaps)} gaps, longest {gaps[-1]:.2f} s, between steps of {work:.2f} s"
+    return Row("g", "idle device between two steps of a run", median, "s", "<= 0.2", median <= 0.2, detail)
+
+
+def time_shared_cpu(folder: Path) -> Any:
+    os.environ |= {"ADFLOWS_CACHE": str(folder / "cache"), "ADFLOWS_SLOTS": str(folder / "slots")}
+    from benchmarks.device_steps import run_beside
+    from benchmarks.zsad_timing import Row
+
+    run_beside(folder, 1, 1, 1, beside=False)  # the fork server loads its libraries
+    work = (600, 40, 8)
+    before = run_beside(folder, *work, beside=False)
+    shared = run_beside(folder, *work, beside=True)
+    after = run_beside(folder, *work, beside=False)
+    ratio = (before.both + after.both) / 2 / shared.both
+    short = 2 * shared.short / (before.short + after.short)
+    alone, beside = ([f"{value:.0f}" for value in one.memory] for one in (before, shared))
+    detail = (
+        f"one after another {before.both:.1f} and {after.both:.1f} s, beside each other {shared.both:.1f} s; the short"
+        f" steps take {short:.2f} times their time alone instead of waiting {before.training:.1f} s; memory"
+        f" of the steps {' and '.join(beside)} MB, alone {' and '.join(alone)} MB"
+    )
+    return Row(
+        "h", "throughput of a training and short steps that share the CPU", ratio, "x", ">= 0.9", ratio >= 0.9, detail
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="a,b,c,d,e,f", help="letters to measure")
+    parser.add_argument("--only", default="a,b,c,d,e,f,g,h", help="letters to measure")
     parser.add_argument("--scans", type=int, default=100, help="number of scans of part f")
     parser.add_argument("--json", type=Path, help="file to write the table to")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
@@ -143,6 +210,8 @@ def main() -> None:
         "d": time_hand_steps,
         "e": time_second_command,
         "f": functools.partial(time_many_scans, scans=arguments.scans),
+        "g": time_idle_device,
+        "h": time_shared_cpu,
     }
     rows = []
     for letter, measure in parts.items():

@@ -295,9 +295,12 @@ def _wait_for_lock(ticket: Ticket, limit_h: float, on_wait: Callable[[str], None
             text = _waiting_text(ticket)
             raise LimitError(f"stopped at its limit of {limit_h:g} h (limits.waiting_hours) while {text}")
         if now >= next_line:
-            if (text := _waiting_text(ticket)) != said:
+            text = _waiting_text(ticket)
+            if text != said and not _waits_for_own_run(ticket):
                 on_wait(text)
-            said, next_line = text, now + REPEAT_S
+                said, next_line = text, now + REPEAT_S
+            else:
+                next_line = now + NOTICE_S
         time.sleep(POLL_S * random.uniform(0.5, 1.5))  # noqa: S311 - so that processes do not look at the same time
 
 
@@ -313,14 +316,18 @@ def _is_my_turn(ticket: Ticket, name: str, free_since: dict[str, float], now: fl
 
 
 def _waiting_text(ticket: Ticket) -> str:
-    queue, wants = read_queue(slot_folder()), ticket.entry.wants
-    what = "the CPU" if wants[0] in {CPU_NAME, SHORT_STEPS} else " or ".join(wants)
-    parts = [
-        holder_text(name, holder_of(name, queue), "it" if len(wants) == 1 else name)
-        for name in wants
-        if is_locked(lock_path(name))
-    ]
+    queue, mine = read_queue(slot_folder()), ticket.entry
+    holders = {name: holder_of(name, queue) for name in mine.wants if is_locked(lock_path(name))}
+    what = "the CPU" if mine.wants[0] in {CPU_NAME, SHORT_STEPS} else " or ".join(mine.wants)
+    parts = [holder_text(name, one, "it" if len(mine.wants) == 1 else name) for name, one in holders.items()]
     return f"waiting for {what}: {'; '.join(parts) or 'other steps have asked for it before'}"
+
+
+def _waits_for_own_run(ticket: Ticket) -> bool:
+    """Return whether steps of the same run have all devices that a step wants. Nobody needs a line about it."""
+    queue, mine = read_queue(slot_folder()), ticket.entry
+    holders = [holder_of(name, queue) for name in mine.wants]
+    return all(one is not None and (one.run, one.pids[:1]) == (mine.run, mine.pids[:1]) for one in holders)
 
 
 def _unusable_folder(error: OSError) -> ConfigError:

@@ -56,6 +56,8 @@ def worker_main(connection: Connection, device: Device) -> None:
             answer = _compute(order, device, connection)
             if answer[0] == "done":
                 answer = ("done", _give_back_memory() and not _has_children() and not _is_long(order, device))
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
             for descriptor in held:
                 os.close(descriptor)  # before the answer: the flow's process may now be the lock's last holder
             connection.send(answer)

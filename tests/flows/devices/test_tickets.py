@@ -166,11 +166,23 @@ def test_it_says_so_once_and_again_if_another_run_has_it(monkeypatch: pytest.Mon
     assert "zsad scratches" in said[1]
 
 
+def test_a_step_that_waits_for_its_own_run_says_nothing() -> None:
+    said: list[str] = []
+    with (
+        gpu.device_slot("cpu", run="liver tiny"),
+        pytest.raises(LimitError),
+        gpu.device_slot("cpu", run="liver tiny", limit_h=0.5 / 3600, on_wait=said.append),
+    ):
+        pass
+    assert said == []
+
+
 def test_a_stopped_holder_is_named(tmp_path: Path) -> None:
     holder = start(tmp_path, "a")
     try:
         wait_for("a has the device", lambda: order(tmp_path) == "a")
         os.kill(holder.pid, signal.SIGSTOP)
+        wait_for("it is stopped", lambda: [entry.stopped for entry in read_queue(gpu.slot_folder())] == [holder.pid])
         assert notice().endswith(f"; its process {holder.pid} is stopped")
     finally:
         holder.kill()
@@ -290,7 +302,7 @@ def test_devices_and_doctor_show_who_has_a_device_and_who_waits(
         assert (doctor.status, doctor.found[:4]) == ("ok", "cpu:")
         wait_for("zsad has the device", lambda: order(tmp_path) == "zsad")
         os.kill(waiting.pid, signal.SIGSTOP)
-        assert check_devices().status == "warn"
+        wait_for("doctor warns of the stopped process", lambda: check_devices().status == "warn")
     finally:
         if waiting is not None:
             waiting.kill()
