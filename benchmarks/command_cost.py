@@ -151,9 +151,7 @@ def time_many_scans(folder: Path, scans: int) -> list[Row]:
     cpu = (costs[2].cpu_s - costs[1].cpu_s) / more - networks
     growth = (costs[2].peak_mb - costs[1].peak_mb) / more
     stored = (sizes[2] - sizes[1]) / more / 1000
-    times = (
-        f"{scans} scans: {costs[2].cpu_s:.0f} CPU-s, {costs[2].wall_s:.0f} s; networks {networks / more:.2f} s a scan"
-    )
+    times = f"{scans} scans: {costs[2].cpu_s:.0f} CPU-s, {costs[2].wall_s:.0f} s; networks {networks:.2f} each"
     peaks = f"{costs[1].peak_mb:.0f} MB with {FEW} scans, {costs[2].peak_mb:.0f} MB with {scans}"
     return [
         Row("f", "segment, one more small scan", cpu, "CPU-s", "< 0.6", cpu < 0.6, times),

@@ -150,6 +150,7 @@ class _Worker:
         self.connection, other = _context.Pipe()
         self.process = _context.Process(target=worker_main, args=(other, device), name=device.name, daemon=True)
         self.steps = 0
+        self.step = ""
         self.idle_since = time.monotonic()
         self.process.start()
         other.close()
@@ -163,6 +164,7 @@ class _Worker:
         """Send an order, after the lock of its slot and its ticket."""
         assert self.process.pid is not None
         self.steps += 1
+        self.step = order.call.step.name
         slot.ticket.add_process(self.process.pid)
         for descriptor in (slot.descriptor, slot.ticket.descriptor):
             reduction.send_handle(self.connection, descriptor, self.process.pid)
@@ -243,7 +245,7 @@ def _run_in_worker(worker: _Worker, order: Order, slot: Slot) -> None:
             worker.end()
     if is_kept and not taken:
         raise _NotTakenError
-    _raise_child_error(step.name, outcome, worker.process)
+    _raise_child_error(worker, outcome)
 
 
 def _receive_messages(worker: _Worker, deadline: float) -> Iterator[tuple[Any, ...]]:
@@ -275,12 +277,12 @@ def _kill_group(process: BaseProcess) -> None:
     process.join()
 
 
-def _raise_child_error(step: str, outcome: tuple[Any, ...] | None, process: BaseProcess) -> None:
+def _raise_child_error(worker: _Worker, outcome: tuple[Any, ...] | None) -> None:
     """Raise the error of a step that is not done."""
     if outcome is None:
-        if process.exitcode == KILLED_FOR_MEMORY:
+        if worker.process.exitcode == KILLED_FOR_MEMORY:
             raise _OutOfMemoryError("was killed, probably out of memory, at")
-        raise RuntimeError(f"the process of step {step} ended with exit code {process.exitcode}")
+        raise RuntimeError(f"the process of step {worker.step} ended with exit code {worker.process.exitcode}")
     what, *rest = outcome
     if what == "memory":
         raise _OutOfMemoryError("had too little memory for")

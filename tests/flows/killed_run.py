@@ -50,9 +50,9 @@ def arm(place: str, step: str) -> None:
         is_device = STEPS[step].kind is not None
         messages = child._receive_messages
 
-        def first_message(process: Any, *arguments: Any) -> Iterator[Any]:
-            for message in messages(process, *arguments):
-                if process.name == step:
+        def first_message(worker: Any, *arguments: Any) -> Iterator[Any]:
+            for message in messages(worker, *arguments):
+                if worker.step == step:
                     die()
                 yield message
 
