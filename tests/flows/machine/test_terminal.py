@@ -280,12 +280,14 @@ def test_a_stopped_run_is_one_line(
     from flows.machine.terminal import terminal
 
     before = signal.getsignal(signal.SIGTERM)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     terminal.enabled = True
     try:
         with pytest.raises((SystemExit, KeyboardInterrupt)) as stopped, stopped_in_one_line(), terminal.run():
             signal.raise_signal(number)
     finally:
         terminal.enabled = False
+        signal.signal(signal.SIGINT, interrupt)
     assert getattr(stopped.value, "code", None) == code
     assert capsys.readouterr().err.splitlines() == [
         "adflows: stopped by the user; finished steps are cached, and the next run continues"
