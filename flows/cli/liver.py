@@ -359,7 +359,7 @@ def step(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Run one preprocessing step on one file, or several in a row.
+    """Run preprocessing steps on one file.
 
     Each step reads the file that the step before wrote, so the steps can be checked one by one. Window and roi write
     NIfTI; slice and equalise write safetensors. With --through, only the last result is written.

@@ -328,6 +328,7 @@ def test_a_temporary_server_that_is_late_is_one_line(
         started.append(subprocess.Popen(["sleep", "60"]))
         return started[-1]
 
+    monkeypatch.setattr("flows.runs.flow.use_watching_server", lambda: None)  # it starts another program
     monkeypatch.setattr(SubprocessASGIServer, "_run_uvicorn_command", start)
     monkeypatch.setattr(SubprocessASGIServer, "_instances", {})
     late = {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 1, PREFECT_HOME: tmp_path / "prefect"}

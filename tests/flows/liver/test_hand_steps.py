@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,7 @@ def test_a_chain_gives_what_its_steps_give_one_by_one(cli: Cli, scan: Scan, tmp_
     done = cli("liver", "step", "window", scan.file, "--through", "equalise", *mask, *SMALL, "-o", tmp_path, "--json")
     assert (done.answer["computed"], done.answer["cached"]) == (0, 4)
     assert Path(done.answer["written"]).read_bytes() == source.read_bytes()
-    middle = cli("liver", "step", "roi", tmp_path / "window" / "grey.nii.gz", "--through", "slice", *mask, *SMALL,
+    middle = cli("liver", "step", "roi", tmp_path / "window" / "window.nii.gz", "--through", "slice", *mask, *SMALL,
                  "-o", tmp_path / "middle.safetensors", "--json")  # fmt: skip
     assert (middle.answer["computed"], middle.answer["cached"]) == (0, 2)
     [expected] = (tmp_path / "slice").iterdir()
@@ -99,15 +98,16 @@ def test_a_dry_run_of_a_chain_writes_nothing(cli: Cli, scan: Scan, tmp_path: Pat
 def test_a_server_runs_the_step_only_if_it_is_asked_for(
     cli: Cli, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    asked: list[bool] = []
 
-    def run(flow: Any, **parameters: Any) -> Any:
-        asked.append(os.environ["PREFECT_API_URL"])
+    def run(flow: Any, *, local: bool, dry_run: bool, **parameters: Any) -> Any:
+        assert not dry_run
+        asked.append(not local)
         return flow.local(**parameters)
 
     monkeypatch.setattr("flows.cli.liver.run_flow", run)
     assert cli("liver", "step", "window", scan.file, "-o", tmp_path / "one.nii.gz").code == 0
-    assert not asked
+    assert asked == [False]
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4999/api")
     assert cli("liver", "step", "window", scan.file, "-o", tmp_path / "two.nii.gz").code == 0
-    assert asked == ["http://127.0.0.1:4999/api"]
+    assert asked == [False, True]

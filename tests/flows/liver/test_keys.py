@@ -22,6 +22,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("limits.training_hours", 1.0, set()),
     ("limits.encoding_hours", 1.0, set()),
     ("limits.inference_hours", 1.0, set()),
+    ("limits.waiting_hours", 1.0, set()),
     ("inference.batch_size", 3, set()),
     ("train.checkpoint_minutes", 1.0, set()),
     ("train_data.root", "/elsewhere", set()),

@@ -171,5 +171,5 @@ def test_a_stopped_step_is_no_internal_error(caplog: pytest.LogCaptureFixture) -
         raise StoppedError
 
     state: Any = without_private_text(body)()
-    assert (state.type, state.message) == ("CRASHED", "stopped")
+    assert (state.type, state.message) == ("CRASHED", "stopped by the user")
     assert "StoppedError" not in caplog.text
