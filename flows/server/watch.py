@@ -122,7 +122,7 @@ class Watch:
                 self.look(client)
 
     def report(self) -> None:
-        """Set the final state of a cancelled run. Prefect's engine takes the signal for a crash."""
+        """Set the final state of a cancelled run. Prefect's engine leaves it to whoever sent the signal."""
         with contextlib.suppress(ObjectNotFound), get_client(sync_client=True) as client:
             client.set_flow_run_state(self.run_id, Cancelled(), force=True)
 
@@ -133,11 +133,22 @@ def is_false_alarm(run: FlowRun) -> bool:
     return state is not None and state.type is StateType.CRASHED and str(state.message or "").startswith(PRESUMED_DEAD)
 
 
+def end_flow() -> None:
+    """End this process's flow as Prefect's worker does for a cancelled run. A plain signal would count as a crash."""
+    from prefect._internal import control_listener
+    from prefect.utilities.engine import commit_control_intent_and_ack
+
+    commit_control_intent_and_ack(
+        lambda: control_listener._set_intent("cancel"), control_listener.clear_intent, lambda: None
+    )
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def watch_run(run_id: UUID) -> Iterator[None]:
     """Watch a run on the server from a thread."""
     ended = threading.Event()
-    watch = Watch(run_id, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    watch = Watch(run_id, end_flow)
     thread = threading.Thread(target=watch.run, args=(ended,), name="watch", daemon=True)
     thread.start()
     try:

@@ -141,6 +141,7 @@ def test_a_deleted_run_ends(site: Live, worker: Any) -> None:
     wait_for("its process is gone", lambda: not of(site, "flows.server.run"), 60)
 
 
+@pytest.mark.xfail(strict=True, reason="a returning server first marks the run as crashed: its heartbeats were missing")
 def test_a_run_that_ends_while_the_server_is_away_reports_later(site: Live, worker: Any) -> None:
     run, long = site.ask("liver-held/alone", mark="away"), site.ask("liver-held/alone", mark="long")
     site.began("away")
