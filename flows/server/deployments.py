@@ -59,27 +59,15 @@ def _form(title: str, description: str, *, choices_of: str | None = None) -> dic
 _CONFIG = "Name of a YAML file from configs/{} or from {} in the administrator's folder. A new file appears here"
 _CONFIG += " after the next `adflows deploy`."
 
-LiverConfig = Annotated[
-    str,
-    Field(
-        pattern=_CONFIG_PATTERN,
-        json_schema_extra=_form("Configuration", _CONFIG.format("liver", "liver"), choices_of="liver"),
-    ),
-]
-ZsadConfig = Annotated[
-    str,
-    Field(
-        pattern=_CONFIG_PATTERN,
-        json_schema_extra=_form("Configuration", _CONFIG.format("zsad", "zsad"), choices_of="zsad"),
-    ),
-]
-InboxConfig = Annotated[
-    str,
-    Field(
-        pattern=_CONFIG_PATTERN,
-        json_schema_extra=_form("Inbox", _CONFIG.format("inbox", "inbox"), choices_of="inbox"),
-    ),
-]
+
+def _config_field(title: str, flow: str) -> Any:
+    """Return the field of a form for the name of a flow's configuration."""
+    return Field(pattern=_CONFIG_PATTERN, json_schema_extra=_form(title, _CONFIG.format(flow, flow), choices_of=flow))
+
+
+LiverConfig = Annotated[str, _config_field("Configuration", "liver")]
+ZsadConfig = Annotated[str, _config_field("Configuration", "zsad")]
+InboxConfig = Annotated[str, _config_field("Inbox", "inbox")]
 Retry = Annotated[
     tuple[Annotated[str, Field(pattern=_CASE_PATTERN)], ...],
     Field(

@@ -24,6 +24,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed, Running
 
+from flows.devices.tickets import is_locked
 from flows.machine.environment import prefect_home
 
 ASK_S = 10.0
@@ -56,14 +57,10 @@ def hold_run(run_id: UUID) -> Iterator[None]:
 
 def lives(run_id: UUID) -> bool:
     """Return whether the process of a run lives on this machine."""
-    try:
-        with _lock_of(run_id).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
+    path = _lock_of(run_id)
+    if is_locked(path):
         return True
-    _lock_of(run_id).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     return False
 
 
