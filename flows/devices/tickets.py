@@ -14,11 +14,12 @@ import contextlib
 import fcntl
 import json
 import os
-import pwd
 import secrets
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from flows.machine.environment import user_name
 
 QUEUE = "queue"
 """Name of the folder of tickets, below the folder of the locks."""
@@ -158,7 +159,7 @@ def _read(path: Path, *, clean: bool) -> Entry | None:
             pids=tuple(map(int, values["pids"])),
             has=str(values["has"]),
             since=float(values["since"]),
-            user=_user_name(status.st_uid),
+            user=user_name(status.st_uid),
         )
     except (OSError, ValueError, TypeError, LookupError):
         return None
@@ -182,15 +183,8 @@ def owner_of_lock(path: Path) -> Entry | None:
             fields = line.split()
             if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == inode:
                 pid = int(fields[4])
-                return Entry("", (), (pid,), path.stem, user=_user_name(Path(f"/proc/{pid}").stat().st_uid))
+                return Entry("", (), (pid,), path.stem, user=user_name(Path(f"/proc/{pid}").stat().st_uid))
     return None
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _state_of(pid: int) -> str:

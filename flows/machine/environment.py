@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import socket
 from pathlib import Path
@@ -163,6 +164,14 @@ def memory_bytes() -> int | None:
         except (OSError, ValueError):  # no such group, or "max"
             continue
     return min(known, default=None)
+
+
+def user_name(number: int) -> str:
+    """Return the name of a user, or the number as text if only that is known, as in a container."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def core_count() -> int:

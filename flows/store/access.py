@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import pwd
-from pathlib import Path
 
-from flows.machine.environment import cache_root
+from flows.machine.environment import cache_root, user_name
 from medad.base.errors import ConfigError
 
 ADVICE = "set ADFLOWS_CACHE to a folder of your own"
@@ -30,12 +28,6 @@ def require_cache(*, writable: bool = True) -> None:
     for folder in folders:
         if not os.access(folder, wanted):
             what = "written" if os.access(folder, os.R_OK | os.X_OK) else "read"
-            raise ConfigError(f"{folder}: this folder of user {_owner(folder)} cannot be {what}; {ADVICE}")
-
-
-def _owner(folder: Path) -> str:
-    number = folder.stat().st_uid
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:  # a container or a share knows the number alone
-        return str(number)
+            raise ConfigError(
+                f"{folder}: this folder of user {user_name(folder.stat().st_uid)} cannot be {what}; {ADVICE}"
+            )
