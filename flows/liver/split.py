@@ -140,7 +140,7 @@ def _mark_case(case: Case) -> SplitCase:
 
 def _patient(case: Case) -> str | None:
     if case.scan.is_dir():
-        from medad.ct.dicom import patient_id
+        from medad.ct.dicom_choice import patient_id
 
         if (found := patient_id(case.scan)) is not None:
             return found

@@ -16,8 +16,8 @@ from medad.base.errors import InputError
 MIN_UNCHANGED_S = 2.0
 """Smallest age of a file, in seconds, for which its digest is remembered. A younger file can change again and still
 have the same size and time stamps."""
-SCANS = (".nii", ".gz", ".mhd", ".mha", ".nrrd", ".nhdr")
-"""Endings of scans and masks. Their voxels may be in another file than their header."""
+SCANS = (".nii", ".gz", ".mhd", ".mha", ".nrrd", ".nhdr", ".zip", ".dcm", ".ima", "")
+"""Endings of scans and masks. Their voxels may be in another file than their header, or in a series of files."""
 
 
 def file_sha256(path: Path) -> str:
@@ -116,7 +116,7 @@ def digest_memory() -> DigestMemory:
 
 
 def path_digest(path: Path) -> str:
-    """Return the remembered sha256 of the content of a path: a file, a scan of several files, or a DICOM folder.
+    """Return the remembered sha256 of the content of a path: a file, a scan of several files, or a DICOM series.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def path_digest(path: Path) -> str:
     compute: Callable[[Path], str] = file_sha256
     try:
         files = [path]
-        if path.is_dir() or path.suffix.lower() in SCANS:
+        if path.suffix.lower() in SCANS or path.is_dir() or not path.exists():
             from medad.ct.io import source_digest as compute  # imported only if needed, since it is slow
             from medad.ct.io import source_files
 

@@ -31,7 +31,7 @@ from medad.base.errors import UserError
 from medad.base.packages import FetchError, Package, cache_root, fetch_package
 from medad.base.storage import disk_full_as_user_error, file_digest
 from medad.cohort.phantom import LIVER, generate_phantom, write_btcv_phantoms
-from medad.ct.dicom import write_dicom
+from medad.ct.dicom_write import write_dicom
 from medad.ct.geometry import Geometry
 from medad.ct.io import Labels, align_labels, read_labels, read_scan, require_liver, write_hu, write_labels
 

@@ -12,11 +12,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import SimpleITK as sitk  # noqa: N813
-
 from medad.base.errors import InputError
-from medad.ct.dicom import series_files
-from medad.ct.itk import silence_itk_warnings
+from medad.ct.dicom_choice import first_header, is_series
 
 _NIFTI_TEXTS = {
     # sizeof_hdr -> (start, length) of each text field: data_type, db_name, descrip, aux_file, intent_name
@@ -64,13 +61,13 @@ def header_texts(path: Path) -> tuple[str, ...]:
     A file that cannot be read gives no text. The step that has to read it reports the error.
     """
     with contextlib.suppress(OSError, EOFError, ValueError, RuntimeError, InputError):
-        if path.is_dir():
-            return tuple(dict.fromkeys(_dicom(path)))
         name = path.name.lower()
         if name.endswith((".nii", ".nii.gz")):
             return tuple(dict.fromkeys(_nifti(path)))
         if name.endswith((".mhd", ".mha", ".nrrd", ".nhdr")):
             return tuple(dict.fromkeys(_text_header(path)))
+        if is_series(path):
+            return tuple(dict.fromkeys(_dicom(path)))
     return ()
 
 
@@ -99,21 +96,18 @@ def _text_header(path: Path) -> Iterator[str]:
             yield from _decoded(value.lstrip(b"=").strip(), "latin-1")
 
 
-def _dicom(folder: Path) -> Iterator[str]:
-    first = series_files(folder)[0]
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(first))
-    silence_itk_warnings()
-    reader.ReadImageInformation()
-    keys = set(reader.GetMetaDataKeys())
-    charset = reader.GetMetaData("0008|0005").strip("\0 ") if "0008|0005" in keys else ""
+def _dicom(path: Path) -> Iterator[str]:
+    header = first_header(path)
+    if header is None:
+        return
+    charset = header.text(0x00080005)
     encoding = _CHARSETS.get(charset.split("\\")[-1].replace("ISO 2022 IR", "ISO_IR"), "latin-1")
-    for key in sorted(keys):
+    for tag in sorted(header.data.keys()):
+        key = f"{tag.group:04x}|{tag.element:04x}"
         if key in _DICOM_TAGS or key.partition("|")[0] in _DICOM_GROUPS:
-            value = reader.GetMetaData(key).encode("utf-8", "surrogateescape").strip(b"\0 ")
-            for part in value.split(b"\\"):
-                yield from _decoded(part, encoding)
+            value = getattr(header.data.get_item(tag), "value", None)
+            for part in value.strip(b"\0 ").split(b"\\") if isinstance(value, bytes) else ():
+                yield from _decoded(part.strip(b"\0 "), encoding)
 
 
 def _decoded(value: bytes, encoding: str) -> Iterator[str]:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, file_digest, lines_digest
-from medad.ct.dicom import read_dicom, series_files
+from medad.ct.dicom import read_dicom
+from medad.ct.dicom_choice import export_files, is_series, series_digest
 from medad.ct.geometry import Geometry, check_same_grid
 from medad.ct.itk import METAIMAGE, NRRD, data_files, read_itk
 from medad.ct.nifti import AffineFrom, read_nifti, write_nifti
@@ -69,6 +70,8 @@ class Volume:
 
     hu: Float32[np.ndarray, "X Y Z"]
     geometry: Geometry
+    notes: tuple[str, ...] = ()
+    """Sentences about what was assumed or passed over while the files were read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,9 @@ class Labels:
 
 
 def read_scan(path: Path, *, affine_from: AffineFrom = "agree") -> Volume:
-    """Read a CT: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a folder that contains one DICOM series.
+    """Read a CT: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a DICOM series.
+
+    A DICOM series is a folder, a zip or a DICOMDIR with one CT series, one of its files, or FOLDER/series-KEY.
 
     Reading needs little more than 4 bytes of memory per voxel for every file type.
 
@@ -95,8 +100,8 @@ def read_scan(path: Path, *, affine_from: AffineFrom = "agree") -> Volume:
     InputError
         The file cannot be used. The message is one line.
     """
-    flat, geometry = _read(path, lambda voxels: HuSink(voxels, path), affine_from)
-    return Volume(geometry.to_canonical(flat.reshape(geometry.shape, order="F")), geometry)
+    flat, geometry, notes = _read(path, lambda voxels: HuSink(voxels, path), affine_from)
+    return Volume(geometry.to_canonical(flat.reshape(geometry.shape, order="F")), geometry, tuple(notes))
 
 
 def read_labels(path: Path, *, affine_from: AffineFrom = "agree") -> Labels:
@@ -228,18 +233,24 @@ def write_grey(path: Path, grey: UInt8[np.ndarray, "X Y Z"], geometry: Geometry)
 
 
 def source_files(path: Path) -> list[Path]:
-    """Return the files of a scan or label: a DICOM folder's slices, or an .mhd with its .raw. Raises InputError."""
-    if path.is_dir():
-        return series_files(path)
-    return data_files(path) if _suffix(path) in (*METAIMAGE, *NRRD) else [path]
+    """Return the files on which a scan or label depends: a DICOM export's, or an .mhd with its .raw.
+
+    Raises InputError.
+    """
+    suffix = _suffix(path)
+    if suffix in (*METAIMAGE, *NRRD) and path.is_file():
+        return data_files(path)
+    return export_files(path) if suffix not in NIFTI and is_series(path) else [path]
 
 
 def source_digest(path: Path) -> str:
     """Return the sha256 (hexadecimal) of a scan's or label's files. File names do not matter.
 
     For one file it is the digest of the bytes. For several (DICOM, .mhd with .raw) it is the digest of their sorted
-    digests. Raises InputError.
+    digests. Files beside the slices of a DICOM series do not count. Raises InputError.
     """
+    if _suffix(path) not in (*NIFTI, *METAIMAGE, *NRRD) and is_series(path):
+        return series_digest(path)
     digests = sorted(file_digest(file) for file in source_files(path))
     return digests[0] if len(digests) == 1 else lines_digest(digests)
 
@@ -247,27 +258,28 @@ def source_digest(path: Path) -> str:
 def _read_labels(path: Path, affine_from: AffineFrom, *, need_affine: bool) -> Labels:
     if path.is_dir():
         raise InputError(path, "is a folder; a label must be one NIfTI, MetaImage or NRRD file")
-    flat, geometry = _read(path, lambda voxels: LabelSink(voxels, path), affine_from, need_affine=need_affine)
+    flat, geometry, _ = _read(path, lambda voxels: LabelSink(voxels, path), affine_from, need_affine=need_affine)
     return Labels(geometry.to_canonical(flat.reshape(geometry.shape, order="F")), geometry)
 
 
 def _read(
     path: Path, sink: Callable[[int], Sink], affine_from: AffineFrom, *, need_affine: bool = True
-) -> tuple[NDArray[Any], Geometry]:
-    if not path.exists():
+) -> tuple[NDArray[Any], Geometry, list[str]]:
+    suffix, notes = _suffix(path), list[str]()
+    if suffix in (*NIFTI, *METAIMAGE, *NRRD) and not path.is_dir():
+        if not path.exists():
+            raise InputError(path, "no such file or folder")
+        if suffix in NIFTI:
+            received, geometry = read_nifti(path, sink, affine_from=affine_from, need_affine=need_affine)
+        else:
+            received, geometry = read_itk(path, sink)
+    elif is_series(path):
+        received, geometry, notes = read_dicom(path, sink)
+    elif not path.exists():
         raise InputError(path, "no such file or folder")
-    suffix = _suffix(path)
-    if path.is_dir():
-        received, geometry = read_dicom(path, sink)
-    elif suffix in NIFTI:
-        received, geometry = read_nifti(path, sink, affine_from=affine_from, need_affine=need_affine)
-    elif suffix in (*METAIMAGE, *NRRD):
-        received, geometry = read_itk(path, sink)
-    elif suffix in (".dcm", ".ima"):
-        raise InputError(path, "is a single DICOM file; give the folder of its series")
     else:
-        raise InputError(path, f"unknown format; expected {', '.join((*NIFTI, *METAIMAGE, *NRRD))} or a DICOM folder")
-    return received.flat, geometry
+        raise InputError(path, f"unknown format; expected {', '.join((*NIFTI, *METAIMAGE, *NRRD))} or a DICOM series")
+    return received.flat, geometry, notes
 
 
 def _suffix(path: Path) -> str:

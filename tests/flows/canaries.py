@@ -113,7 +113,7 @@ def mark_dicom(folder: Path, scan: Path) -> None:
     """Write a NIfTI scan as a DICOM series, with free text in every tag and the patient in the file names."""
     import pydicom
 
-    from medad.ct.dicom import write_dicom
+    from medad.ct.dicom_write import write_dicom
     from medad.ct.io import read_scan
 
     volume = read_scan(scan)

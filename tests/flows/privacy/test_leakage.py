@@ -124,7 +124,7 @@ def series(world: Any, tmp_path: Path) -> Path:
     import numpy as np
     import pydicom
 
-    from medad.ct.dicom import write_dicom
+    from medad.ct.dicom_write import write_dicom
     from medad.ct.io import read_scan
 
     for number in (1, 2):

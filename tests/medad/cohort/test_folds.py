@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from medad.cohort.folds import Leak, MarkedCase, PatientMark, assign_folds, find_leaks, patient_mark, patients_of
 from medad.config.liver import FoldSettings
-from medad.ct.dicom import patient_id, write_dicom
+from medad.ct.dicom_choice import patient_id
+from medad.ct.dicom_write import write_dicom
 from medad.ct.fingerprint import liver_fingerprint
 from medad.ct.geometry import Geometry
 from medad.ct.io import read_scan, write_hu

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medad.ct.dicom import write_dicom
+from medad.ct.dicom_write import write_dicom
 from medad.ct.headers import header_texts
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])

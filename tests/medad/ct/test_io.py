@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medad.base.errors import InputError
 from medad.ct import io
-from medad.ct.dicom import write_dicom
+from medad.ct.dicom_write import write_dicom
 from medad.ct.io import Geometry
 from tests.medad.ct_volumes import (
     NAMES,
