@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.options import Json, example, prepare_terminal
+from flows.cli.series import SeriesName, choose_scans
 from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError
 
@@ -40,14 +41,15 @@ def _printable(path: Path) -> str:
 
 
 def _files_exist(case: RegisteredCase) -> dict[str, bool | None]:
-    return {"scan_there": case.scan.exists(), "liver_there": None if case.liver is None else case.liver.exists()}
+    from medad.ct.dicom_choice import split_path
+
+    there = split_path(case.scan)[0].exists()
+    return {"scan_there": there, "liver_there": None if case.liver is None else case.liver.exists()}
 
 
 @app.command(epilog=example("adflows ids add scan.nii.gz --liver liver.nii.gz"))
 def add(
-    scans: Annotated[
-        list[Path], typer.Argument(metavar="SCAN", help="Scans: NIfTI, MHD or NRRD files, or folders of DICOM.")
-    ],
+    scans: Annotated[list[Path], typer.Argument(metavar="SCAN", help="Scans: NIfTI, MHD or NRRD files, or DICOM.")],
     liver: Annotated[
         list[Path] | None,
         typer.Option("--liver", help="Liver mask on the scan's grid. Give it once per scan, in the same order."),
@@ -55,6 +57,7 @@ def add(
     liver_label: Annotated[
         list[int] | None, typer.Option("--liver-label", help="Value of liver in the masks. Repeatable. Default: 1.")
     ] = None,
+    series_name: SeriesName = None,
     as_json: Json = False,
 ) -> None:
     """Give scans pseudonyms and print them.
@@ -69,7 +72,8 @@ def add(
     from flows.privacy.case_ids import register
 
     found = []
-    for scan, mask in zip(scans, masks or [None] * len(scans), strict=True):
+    masks = masks or [None] * len(scans)
+    for scan, mask in zip(choose_scans(scans, masks, series_name), masks, strict=True):
         case = register(scan, mask, tuple(liver_label or [1]))
         terminal.line(f"{case.id} is {_printable(case.scan)}")
         found.append(case.id)

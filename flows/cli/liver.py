@@ -39,6 +39,7 @@ from flows.cli.options import (
     print_and_exit,
     run_flow,
 )
+from flows.cli.series import SeriesName, choose_scans, series
 from medad.base.errors import ConfigError
 from medad.config.manual_steps import STEPS_HELP, ManualStepName
 
@@ -264,7 +265,8 @@ def evaluate(
 @app.command(epilog=example("adflows liver segment scan.nii.gz -o out"))
 def segment(
     scans: Annotated[
-        list[Path], typer.Argument(metavar="SCAN", help="Scans: NIfTI, MHD or NRRD files, or folders of DICOM.")
+        list[Path],
+        typer.Argument(metavar="SCAN", help="Scans: NIfTI, MHD or NRRD files, or DICOM (folder, zip, or one file)."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write: masks, probabilities and report.")],
     model: DefaultModel = None,
@@ -272,6 +274,7 @@ def segment(
     liver_label: LiverLabel = None,
     liver_model: liver_mask.LiverModel = None,
     trust: liver_mask.Trust = False,
+    series_name: SeriesName = None,
     overrides: Set = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
@@ -286,7 +289,7 @@ def segment(
     Cases get pseudonyms.
     """
     prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
-    masks = [] if liver in (None, [Path("auto")]) else liver or []
+    masks: list[Path] = [] if liver in (None, [Path("auto")]) else liver or []
     if masks and len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
     from flows.liver.run_folder import settings_of_run, settings_with_changes
@@ -316,7 +319,7 @@ def segment(
     from flows.liver.flow import segment as segment_flow
 
     request = SegmentRequest(
-        scans=tuple(path.absolute() for path in scans),
+        scans=tuple(choose_scans(scans, masks or [None] * len(scans), series_name)),
         liver_masks=tuple(path.absolute() for path in masks),
         liver_model=None if liver_model is None else liver_model.absolute(),
         trust=trust,
@@ -347,6 +350,7 @@ def step(
         Path | None, typer.Option("--liver", help="Liver mask on the scan's grid. Needed by roi and slice.")
     ] = None,
     liver_label: LiverLabel = None,
+    series_name: SeriesName = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -371,6 +375,8 @@ def step(
     """
     on_server = "PREFECT_API_URL" in os.environ
     prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
+    if source.exists():
+        [source] = choose_scans([source], [liver], series_name)
     request = hand_request(name, through, source, liver, liver_label, overrides)
     from flows.liver.hand_steps import hand_step
 
@@ -383,6 +389,7 @@ def step(
     print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
+app.command(name="series", epilog=example("adflows liver series /media/cd"))(series)
 app.command(name="mask", epilog=example("adflows liver mask scan.nii.gz -o liver.nii.gz"))(liver_mask.mask)
 app.command(name="inbox", epilog=example("adflows liver inbox inbox.yaml --watch 60"))(cli_inbox.inbox)
 app.command(name="ablate", epilog=example("adflows liver ablate ablation_hu --train data/btcv --test data/lits"))(

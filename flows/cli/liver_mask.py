@@ -10,6 +10,7 @@ import typer
 
 from flows.cli.copies import copy_result
 from flows.cli.options import DryRun, Json, Quiet, Refresh, Verbose, prepare_command, print_and_exit, run_flow
+from flows.cli.series import SeriesName, choose_scans
 
 LiverModel = Annotated[
     Path | None,
@@ -23,10 +24,13 @@ Trust = Annotated[
 
 
 def mask(
-    scan: Annotated[Path, typer.Argument(metavar="SCAN", help="NIfTI, MHD or NRRD file, or a folder of DICOM.")],
+    scan: Annotated[
+        Path, typer.Argument(metavar="SCAN", help="NIfTI, MHD or NRRD file, or DICOM (folder, zip, or one file).")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Mask to write (.nii.gz), or a folder for liver.nii.gz.")],
     liver_model: LiverModel = None,
     trust: Trust = False,
+    series_name: SeriesName = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -41,8 +45,9 @@ def mask(
     prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     from flows.liver.flow import LiverMaskRequest, liver_mask
 
+    [scan] = choose_scans([scan], [None], series_name)
     request = LiverMaskRequest(
-        scan=scan.absolute(), liver_model=None if liver_model is None else liver_model.absolute(), trust=trust
+        scan=scan, liver_model=None if liver_model is None else liver_model.absolute(), trust=trust
     )
     outcome = run_flow(liver_mask, dry_run=dry_run, local=True, request=request, refresh=refresh)
     lines = []

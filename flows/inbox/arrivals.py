@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from flows.liver.series import SeriesChooser
 from flows.store.artifacts import ArtifactStore
 from flows.store.digests import MIN_UNCHANGED_S
 from flows.store.references import canonical_json
@@ -112,7 +113,8 @@ def list_arrivals(settings: InboxSettings) -> InboxContents:
     if not root.is_dir():
         raise InputError(root, "the inbox: no such folder")
     try:
-        cases, problems = find_cases(settings.data(str(root)), may_be_empty=True)
+        choose = SeriesChooser(settings.series, lenient=True)
+        cases, problems = find_cases(settings.data(str(root)), choose=choose, may_be_empty=True)
     except OSError as error:
         raise InputError(root, f"the inbox cannot be read ({error.strerror})") from error
     arrivals, waiting = [], []
@@ -183,7 +185,7 @@ def recall_content(arrival: Arrival, liver_labels: Sequence[int]) -> Content | N
 
     memory = ArtifactStore().digests
     try:
-        found = [memory.recall(seen_whole, source_files(path)) for path in arrival.files]
+        found = [memory.recall(path, seen_whole, source_files(path)) for path in arrival.files]
     except (InputError, OSError):
         return None
     known = [digest for digest in found if digest is not None]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flows.liver import run_folder as liver_folder
 from flows.liver import steps, training_steps
 from flows.liver.run_folder import UsedCase
+from flows.liver.series import SeriesChooser
 from flows.liver.split import BOTH, SPLIT_LABEL, Split, Use, leakage_failure, salted_member, trained_members
 from flows.liver.training import HealthyCase, ModelTraining
 from flows.machine.terminal import terminal
@@ -95,7 +96,7 @@ class Stages:
 
         learn_data(data, f"{use} data")
         try:
-            cases, problems = find_cases(data, samples_dir(), case_ids.identify)
+            cases, problems = find_cases(data, samples_dir(), case_ids.identify, choose=SeriesChooser(data.series))
             for case in cases:
                 for path in (case.scan, case.label):
                     if path is not None:

@@ -26,9 +26,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _identity(files: Sequence[Path]) -> tuple[str, int]:
-    """Return a digest of names, sizes, time stamps and inodes, and the time of the newest change, ns."""
-    rows = []
+def _identity(path: Path, files: Sequence[Path]) -> tuple[str, int]:
+    """Return a digest of names, sizes, time stamps and inodes, and the time of the newest change, ns.
+
+    Several series of one folder depend on the same files, so the path counts too.
+    """
+    rows: list[object] = [] if list(files) == [path] else [os.path.abspath(path)]  # noqa: PTH100
     newest_ns = 0
     for file in files:
         stat = file.stat()
@@ -95,19 +98,19 @@ class DigestMemory:
             jumps. Then their time stamps, which another machine may have set, are not checked.
         """
         files = [path] if files is None else sorted(files)
-        before, newest_ns = _identity(files)
+        before, newest_ns = _identity(path, files)
         name = _record(compute, before)
         if (known := self._recall(name)) is not None:
             return known
         sha256 = compute(path)
         settled = watched or time.time_ns() - newest_ns > MIN_UNCHANGED_S * 1e9
-        if settled and _identity(files)[0] == before:
+        if settled and _identity(path, files)[0] == before:
             self._remember(name, sha256)
         return sha256
 
-    def recall(self, compute: Callable[[Path], str], files: Sequence[Path]) -> str | None:
-        """Return the remembered digest of these unchanged files, or None if `get` would have to read them."""
-        return self._recall(_record(compute, _identity(sorted(files))[0]))
+    def recall(self, path: Path, compute: Callable[[Path], str], files: Sequence[Path]) -> str | None:
+        """Return the remembered digest of a path with unchanged files, or None if `get` would have to read them."""
+        return self._recall(_record(compute, _identity(path, sorted(files))[0]))
 
 
 def digest_memory() -> DigestMemory:

@@ -16,7 +16,8 @@ from medad.base.settings import data_root
 from medad.base.text import natural_order
 from medad.config.liver import DatasetSettings
 
-_ENDINGS = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
+_ZIP = ".zip"
+_ENDINGS = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr", _ZIP)
 _LAYOUT_LIVER = {"btcv": (6,), "lits": (1, 2), "folder": ()}
 _LAYOUT_TUMOUR = {"btcv": None, "lits": 2, "folder": None}
 INSERTED_FILES = ("scan.nii.gz", "label.nii.gz")
@@ -29,6 +30,10 @@ _PSEUDONYM = re.compile(r"(case|ct)-[0-9a-f]{12}(-\d+)?")
 Pseudonyms = Callable[[Sequence[Path]], Sequence[str]]
 """Function from all scans to their pseudonyms, in order. With a secret key it gives ids that nobody can guess from a
 name."""
+
+
+ChooseSeries = Callable[[Path, Path | None], Path]
+"""Function from a DICOM export and the label to the path of one series. Raises InputError if none can be chosen."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +103,10 @@ def find_cases(
     samples_dir: Path | None = None,
     pseudonyms: Pseudonyms | None = None,
     *,
+    choose: ChooseSeries | None = None,
     may_be_empty: bool = False,
 ) -> tuple[list[Case], list[CaseFailure]]:
-    """List a data set's cases in natural order of their names (2 before 10). Files are not opened here.
+    """List a data set's cases in natural order of their names (2 before 10).
 
     A DICOM series always gets a pseudonym. The machine that wrote it may have named the folder after a patient, a date
     or a study.
@@ -114,6 +120,8 @@ def find_cases(
     pseudonyms
         Function that gives the pseudonyms. It may read the files. None: use a plain digest of the text that `*`
         matches. Anyone who knows the name can compute this digest too.
+    choose
+        Function that chooses one of several series of a DICOM export. None: no series is chosen, and no file is opened.
     may_be_empty
         Whether a root without cases is allowed, because cases may arrive later.
 
@@ -136,6 +144,7 @@ def find_cases(
         raise InputError(root, "no such folder")
     search = {"btcv": _btcv, "lits": _lits, "folder": _folder}[data.layout]
     found = sorted(search(root, data), key=lambda item: natural_order(item.key))
+    found = [item if choose is None else _with_series(item, choose) for item in found]
     found = _with_unique_ids([_with_safe_id(item, data) for item in found], pseudonyms)
     if not found and not may_be_empty:
         raise InputError(root, f"no case of layout {data.layout} in this folder; expected {_expected(data)}")
@@ -266,7 +275,26 @@ def _with_safe_id(item: _FoundCase, data: DatasetSettings) -> _FoundCase:
     """Return the case with an id that is safe as a file name."""
     safe = (_ID_CHARACTERS.sub("-", item.id).strip("-.") or "case")[:64]
     item = _with_patient(item, data)
-    return replace(item, id=safe, name=safe, pseudonymous=data.pseudonyms or item.scan.is_dir())
+    return replace(item, id=safe, name=safe, pseudonymous=data.pseudonyms or _is_dicom_name(item.scan))
+
+
+def _with_series(item: _FoundCase, choose: ChooseSeries) -> _FoundCase:
+    """Return the case with one series of its export. If none can be chosen, the case has that rule."""
+    if item.rule is not None or not is_export(item.scan):
+        return item
+    try:
+        return replace(item, scan=choose(item.scan, item.label))
+    except InputError as error:
+        return replace(item, rule=error.rule)
+
+
+def is_export(path: Path) -> bool:
+    """Return whether a path is a DICOM export by its kind or name: a folder or a zip. Nothing is opened."""
+    return path.is_dir() or path.suffix.lower() == _ZIP
+
+
+def _is_dicom_name(scan: Path) -> bool:
+    return is_export(scan) or (is_export(scan.parent) and not scan.exists())
 
 
 def _with_patient(item: _FoundCase, data: DatasetSettings) -> _FoundCase:

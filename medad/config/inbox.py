@@ -12,6 +12,7 @@ from medad.base.private import DataRoot, PrivatePattern
 from medad.base.settings import RunName, Settings, load_settings
 from medad.config.liver import DatasetSettings, LiverChanges, flatten_keys
 from medad.config.packaged import DEFAULT_MODEL, model_folder
+from medad.config.series import SeriesSettings
 
 GIVEN_LABELS = (1,)
 """Default of `liver_labels`."""
@@ -52,6 +53,9 @@ class InboxSettings(Settings):
     matched by their index."""
     affine_from: Literal["agree", "sform", "qform"] = "agree"
     """NIfTI affine to use. `agree`: a file with different sform and qform is refused."""
+    series: SeriesSettings | None = None
+    """Choice between several CT series of a DICOM folder. None: the one on the grid of the mask; else the case
+    fails."""
     settings: LiverChanges = Field(default_factory=dict)
     """Changes of the model's settings by dotted key, such as `postprocess.threshold` or `gpus`."""
 
@@ -108,6 +112,7 @@ class InboxSettings(Settings):
             liver_labels=self.liver_labels,
             affine_mismatch=self.affine_mismatch,
             affine_from=self.affine_from,
+            series=self.series,
             pseudonyms=True,
         )
 

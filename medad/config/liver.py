@@ -18,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from medad.base.private import DataRoot, PrivateCases, PrivateExpression, PrivatePattern, changes_of
 from medad.base.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
 from medad.config.anomalies import SynthesisSettings
+from medad.config.series import SeriesSettings
 from medad.config.training import ClassifierSettings, TrainSettings
 
 
@@ -86,6 +87,9 @@ class DatasetSettings(Settings):
     `error`: the case fails. `warn`: voxels are matched by their index."""
     affine_from: Literal["agree", "sform", "qform"] = "agree"
     """NIfTI affine to use. `agree`: a file with different sform and qform is refused."""
+    series: SeriesSettings | None = None
+    """Choice between several CT series of a DICOM folder. None: the one on the grid of the label; else the case
+    fails."""
     pseudonyms: bool = False
     """Use of pseudonyms as case ids, for file names that may contain patient data. DICOM series always get
     pseudonyms."""

@@ -27,6 +27,7 @@ from medad.base.errors import InputError
 from medad.ct.dicom_choice import SeveralSeriesError, choose_series
 from medad.ct.dicom_files import Header, read_whole
 from medad.ct.dicom_planes import Plane
+from medad.ct.dicom_series import Series
 from medad.ct.geometry import Geometry, check_affine
 from medad.ct.itk import silence_itk_warnings
 from medad.ct.voxels import Sink
@@ -92,6 +93,14 @@ def read_dicom(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry,
         for plane in group:
             received.put(places[id(plane)] * columns * rows, decoder.hu(data, plane))
     return received, Geometry((columns, rows, len(planes)), affine), notes + decoder.notes()
+
+
+def series_geometry(series: Series, path: Path) -> Geometry:
+    """Return the grid of a series. No pixels are read. Raises InputError."""
+    planes = list(series.planes)
+    _check_alike(planes, path)
+    planes, affine = _ordered(planes, path, [])
+    return Geometry((*planes[0].size, len(planes)), affine)
 
 
 def _check_alike(planes: list[Plane], base: Path) -> None:

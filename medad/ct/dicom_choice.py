@@ -7,10 +7,9 @@ as `series_path` makes it.
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from medad.base.errors import InputError
@@ -34,30 +33,6 @@ _ANONYMOUS_IDS = frozenset(
     {"", "0", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "none", "unknown"}
 )
 """Values that anonymisers write into the PatientID of all patients."""
-
-
-@dataclass(frozen=True)
-class SeriesRule:
-    """A rule that chooses one of several series. Texts are patterns such as `*portal*`; upper and lower case are equal.
-
-    None: any value.
-    """
-
-    description: str | None = None
-    kernel: str | None = None
-    thickness_mm: tuple[float, float] | None = None
-    number: int | None = None
-
-    def fits(self, series: Series) -> bool:
-        """Return whether a series satisfies the rule."""
-        for pattern, text in ((self.description, series.description), (self.kernel, series.kernel)):
-            if pattern is not None and not fnmatch.fnmatchcase(text.casefold(), f"*{pattern.casefold()}*"):
-                return False
-        if self.thickness_mm is not None:
-            low, high = self.thickness_mm
-            if series.thickness_mm is None or not low <= series.thickness_mm <= high:
-                return False
-        return self.number is None or series.number == str(self.number)
 
 
 class SeveralSeriesError(InputError):
@@ -141,24 +116,21 @@ def _several(found: FoundSeries) -> str:
     return f"mixed series: {len(found.series)} CT series{whose} ({sizes} slices); choose one with --series"
 
 
-def select_series(
-    path: Path, rule: SeriesRule | None, fits: Callable[[Series], bool] | None = None, name: str | None = None
-) -> Path:
-    """Return the path of the one series that a name, a rule, or a mask chooses. A path without a choice is returned.
+def select_series(path: Path, name: str | None = None, rules: Sequence[Callable[[Series], bool]] = ()) -> Path:
+    """Return the path of the series that a name or rules choose. Only an export with several series needs a choice.
 
     Parameters
     ----------
-    rule
-        Rule of the configuration. It applies to an export with several series.
-    fits
-        Whether a series lies on the mask's grid. It decides between series that the rule leaves.
     name
         Number or key of a series, as the user gave it.
+    rules
+        Conditions, applied in order as long as several series are left. The first must leave one; a later one that none
+        of them fits is ignored.
 
     Raises
     ------
     SeveralSeriesError
-        No series fits, or more than one.
+        More than one series is left, or none.
     InputError
         The export has no CT series, or a file cannot be read.
     """
@@ -170,16 +142,17 @@ def select_series(
         chosen = [each for each in found.series if name in (each.number, each.key, f"series-{each.key}")]
         if len(chosen) != 1:
             count = "no CT series has" if not chosen else f"{len(chosen)} CT series have"
-            raise SeveralSeriesError(base, f"{count} this number; choose one with --series", found.series)
+            raise SeveralSeriesError(base, f"{count} the number given with --series", found.series)
         return series_path(base, chosen[0]) if len(found.series) > 1 else path
-    if len(found.series) < 2 or (base.is_file() and not is_zip(base)):
+    left = list(found.series)
+    if len(left) < 2 or (base.is_file() and not is_zip(base)):
         return path
-    left = [each for each in found.series if rule is None or rule.fits(each)]
-    if rule is not None and not left:
-        raise SeveralSeriesError(base, f"none of {len(found.series)} CT series fits the setting `series`", found.series)
-    if len(left) > 1 and fits is not None:
-        left = [each for each in left if fits(each)] or left
-    if len(left) != 1:
+    for index, rule in enumerate(rules):
+        fitting = [each for each in left if rule(each)] if len(left) > 1 else left
+        if not fitting and index == 0:
+            raise SeveralSeriesError(base, f"none of {len(left)} CT series fits the setting `series`", found.series)
+        left = fitting or left
+    if len(left) > 1:
         raise SeveralSeriesError(base, _several(replace(found, series=tuple(left))), found.series)
     return series_path(base, left[0])
 

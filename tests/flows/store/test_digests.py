@@ -108,8 +108,8 @@ def test_what_was_watched_is_remembered_whatever_its_time_stamps_say(tmp_path: P
     file.write_bytes(b"abc")
     os.utime(file, (time.time() + 1e6, time.time() + 1e6))
     memory = DigestMemory(tmp_path / "db")
-    assert memory.recall(compute, [file]) is None
+    assert memory.recall(file, compute, [file]) is None
     wanted = memory.get(file, compute, watched=True)
-    assert (memory.recall(compute, [file]), memory.get(file, compute), compute.calls) == (wanted, wanted, 1)
+    assert (memory.recall(file, compute, [file]), memory.get(file, compute), compute.calls) == (wanted, wanted, 1)
     file.write_bytes(b"abd")
-    assert memory.recall(compute, [file]) is None
+    assert memory.recall(file, compute, [file]) is None
