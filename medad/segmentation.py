@@ -18,7 +18,7 @@ from medad.base.storage import read_json
 from medad.cohort.datasets import LabelledScan
 from medad.config.liver import InferenceSettings, PostprocessSettings
 from medad.config.packaged import model_folder
-from medad.ct.io import AffineFrom, Geometry, read_labels, read_scan, write_mask, write_probability
+from medad.ct.io import AffineFrom, Geometry, Spacing, read_labels, read_scan, write_mask, write_probability
 from medad.evaluation.postprocess import Lesion
 from medad.steps.cases import CASE, LESIONS, MASK, PROBABILITY, prepare_case
 from medad.steps.liver_mask import LIVER, choose_finder, find_case_liver
@@ -82,6 +82,7 @@ def segment(
     device: str = "auto",
     affine_from: AffineFrom = "agree",
     affine_mismatch: Literal["error", "warn"] = "error",
+    spacing_mm: Spacing | None = None,
 ) -> Segmentation:
     """Segment the tumours of one scan in the same way as `adflows liver segment`.
 
@@ -109,6 +110,8 @@ def segment(
         NIfTI affine to use. `agree` refuses a file with different sform and qform.
     affine_mismatch
         Reaction if scan and given mask have the same shape but different affines. `warn` matches voxels by index.
+    spacing_mm
+        Voxel size in mm along the axes of a NIfTI file whose affine is missing or the identity.
 
     Raises
     ------
@@ -128,11 +131,11 @@ def segment(
         if liver is None:
             network = None if liver_model is None else Path(liver_model).expanduser()
             finder = choose_finder(network, trust=trust)
-            find_case_liver(path, finder, found, affine_from=affine_from, device=device)
-            case = LabelledScan(path, found / LIVER, (1,), None, affine_from)
+            find_case_liver(path, finder, found, affine_from=affine_from, spacing_mm=spacing_mm, device=device)
+            case = LabelledScan(path, found / LIVER, (1,), None, affine_from, spacing_mm=spacing_mm)
         else:
             mask = Path(liver).expanduser()
-            case = LabelledScan(path, mask, tuple(liver_labels), None, affine_from, affine_mismatch)
+            case = LabelledScan(path, mask, tuple(liver_labels), None, affine_from, affine_mismatch, spacing_mm)
         exclude = trained.settings.inference.exclude
         prepare_case(case, trained.settings.preprocess, prepared, training=False, exclude=exclude)
         segment_case(

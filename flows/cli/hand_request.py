@@ -13,6 +13,7 @@ from medad.config.manual_steps import ManualStepName
 if TYPE_CHECKING:
     from flows.liver.hand_steps import StepRequest
     from flows.privacy.case_ids import RegisteredCase
+    from medad.config.header import HeaderSettings
 
 MASK_RULE = (
     "a liver mask is needed: --liver MASK, on the scan's grid. One way to get it: "
@@ -28,6 +29,7 @@ def hand_request(
     liver: Path | None,
     liver_labels: list[int] | None,
     overrides: list[str] | None,
+    header: HeaderSettings,
 ) -> StepRequest:
     """Return what the command is to do. A name that is not a file is the pseudonym of a registered scan.
 
@@ -63,6 +65,7 @@ def hand_request(
         liver=None if liver is None else liver.absolute(),
         liver_labels=tuple(liver_labels or [1]),
         settings=settings,
+        header=header,
     )
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flows.cli import inbox as cli_inbox
-from flows.cli import liver_mask, studies
-from flows.cli.copies import copy_pictures, copy_result
-from flows.cli.hand_request import hand_request
+from flows.cli import liver_mask, liver_step, studies
+from flows.cli.copies import copy_pictures
+from flows.cli.header_options import AffineFrom, AffineMismatch, SpacingMm, header_settings
 from flows.cli.liver_options import (
     Base,
     Config,
     DefaultModel,
+    LiverLabel,
     Model,
     Seed,
     Test,
@@ -41,7 +41,6 @@ from flows.cli.options import (
 )
 from flows.cli.series import SeriesName, choose_scans, series
 from medad.base.errors import ConfigError
-from medad.config.manual_steps import STEPS_HELP, ManualStepName
 
 app = typer.Typer(
     help="""Find liver tumours in CT: train, evaluate, segment.
@@ -62,9 +61,6 @@ Liver = Annotated[
         metavar="auto|MASK",
         help="Liver mask on the scan's grid, once per scan, in the same order. Default: auto, which finds the liver.",
     ),
-]
-LiverLabel = Annotated[
-    list[int] | None, typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: 1.")
 ]
 
 
@@ -275,6 +271,9 @@ def segment(
     liver_model: liver_mask.LiverModel = None,
     trust: liver_mask.Trust = False,
     series_name: SeriesName = None,
+    affine_from: AffineFrom = None,
+    affine_mismatch: AffineMismatch = None,
+    spacing_mm: SpacingMm = None,
     overrides: Set = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
@@ -310,8 +309,7 @@ def segment(
         images="*",
         labels="*",
         liver_labels=tuple(liver_label or [1]),
-        affine_from=wanted.get("test_data.affine_from", "agree"),
-        affine_mismatch=wanted.get("test_data.affine_mismatch", "error"),
+        **header_settings(affine_from, affine_mismatch, spacing_mm, wanted).model_dump(),
         pseudonyms=True,
     )
     settings = settings.model_copy(update={"test_data": data, "name": f"segmented-by-{settings.name}"[:64]})
@@ -331,64 +329,10 @@ def segment(
     )
 
 
-@app.command(
-    epilog=example("adflows liver step window scan.nii.gz --liver liver.nii.gz --through equalise -o out.safetensors")
-)
-def step(
-    name: Annotated[ManualStepName, typer.Argument(metavar="STEP", help=f"Step to run, in this order: {STEPS_HELP}.")],
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="INPUT", help="Output of the step before. For window: a CT scan. Or the pseudonym of a scan."
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or a folder for it.")],
-    through: Annotated[
-        ManualStepName | None, typer.Option("--through", metavar="STEP", help="Also run the steps up to this one.")
-    ] = None,
-    liver: Annotated[
-        Path | None, typer.Option("--liver", help="Liver mask on the scan's grid. Needed by roi and slice.")
-    ] = None,
-    liver_label: LiverLabel = None,
-    series_name: SeriesName = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a `preprocess` setting, e.g. slice_px=128. Repeatable."
-        ),
-    ] = None,
-    refresh: Refresh = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-) -> None:
-    """Run preprocessing steps on one file.
-
-    Each step reads the file that the step before wrote, so the steps can be checked one by one. Window and roi write
-    NIfTI; slice and equalise write safetensors. With --through, only the last result is written.
-
-    INPUT can be a pseudonym from `adflows ids`. Then the steps before STEP run first, with the registered liver mask.
-    If there is none, the liver is found.
-
-    Runs without Prefect, unless PREFECT_API_URL names a server.
-    """
-    on_server = "PREFECT_API_URL" in os.environ
-    prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
-    if source.exists():
-        [source] = choose_scans([source], [liver], series_name)
-    request = hand_request(name, through, source, liver, liver_label, overrides)
-    from flows.liver.hand_steps import hand_step
-
-    outcome = run_flow(hand_step, dry_run=dry_run, local=not on_server, request=request, refresh=refresh)
-    lines = []
-    if (folder := outcome.details.pop("folder", None)) and not dry_run:
-        written = copy_result(Path(folder), out)
-        outcome.details["written"] = str(written)
-        lines.append(f"wrote {written}")
-    print_and_exit(outcome, as_json=as_json, lines=lines)
-
-
+app.command(
+    name="step",
+    epilog=example("adflows liver step window scan.nii.gz --liver liver.nii.gz --through equalise -o out.safetensors"),
+)(liver_step.step)
 app.command(name="series", epilog=example("adflows liver series /media/cd"))(series)
 app.command(name="mask", epilog=example("adflows liver mask scan.nii.gz -o liver.nii.gz"))(liver_mask.mask)
 app.command(name="inbox", epilog=example("adflows liver inbox inbox.yaml --watch 60"))(cli_inbox.inbox)

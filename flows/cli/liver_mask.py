@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.copies import copy_result
+from flows.cli.header_options import AffineFrom, SpacingMm, header_settings
 from flows.cli.options import DryRun, Json, Quiet, Refresh, Verbose, prepare_command, print_and_exit, run_flow
 from flows.cli.series import SeriesName, choose_scans
 
@@ -31,6 +32,8 @@ def mask(
     liver_model: LiverModel = None,
     trust: Trust = False,
     series_name: SeriesName = None,
+    affine_from: AffineFrom = None,
+    spacing_mm: SpacingMm = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -47,7 +50,10 @@ def mask(
 
     [scan] = choose_scans([scan], [None], series_name)
     request = LiverMaskRequest(
-        scan=scan, liver_model=None if liver_model is None else liver_model.absolute(), trust=trust
+        scan=scan,
+        liver_model=None if liver_model is None else liver_model.absolute(),
+        trust=trust,
+        header=header_settings(affine_from, None, spacing_mm),
     )
     outcome = run_flow(liver_mask, dry_run=dry_run, local=True, request=request, refresh=refresh)
     lines = []

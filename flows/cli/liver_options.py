@@ -40,6 +40,10 @@ Base = Annotated[
     ),
 ]
 
+LiverLabel = Annotated[
+    list[int] | None, typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: 1.")
+]
+
 
 def load_settings(config: Path, overrides: dict[str, Any]) -> LiverSettings:
     """Read a configuration. Raise ConfigError for a bad one."""

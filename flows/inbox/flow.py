@@ -170,7 +170,7 @@ class Pass:
             cases = [Case(each.id, each.arrival.scan, each.arrival.liver, labels, None) for each in mine]
             settings = self.inbox.settings
             network, trust = settings.liver_model_path, settings.trust_liver_model
-            cases = find_livers(self.stages, cases, data.affine_from, network, trust=trust)
+            cases = find_livers(self.stages, cases, data, network, trust=trust)
             ready = {each.case.id: each for each in self.stages.prepare_cases(cases, data)}
             sound = {each.id for each in mine if each.id in ready and self._was_read(each, ready[each.id])}
             for scan in mine:

@@ -7,6 +7,7 @@ breaks a rule is left out and listed as a failure. The report is written even if
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from flows.runs.runner import new_runner
 from medad.base.errors import CaseFailure
 from medad.base.private import PrivatePath
 from medad.base.settings import ANY_MACHINE
+from medad.config.header import HeaderSettings
 from medad.config.liver import LiverSettings
 
 _DATA = ("train_data", "test_data")
@@ -54,6 +56,7 @@ class LiverMaskRequest(BaseModel):
     """Network that finds the liver. None: TotalSegmentator or the built-in method."""
     trust: bool = False
     """Whether that network may be a TorchScript file, which runs when it is loaded."""
+    header: HeaderSettings = HeaderSettings()
 
 
 @define_flow("liver", "liver {settings.name}")
@@ -147,7 +150,8 @@ def evaluate(
 def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = False) -> Outcome:
     """Segment scans with the networks of an earlier run; `test_data` describes the scans.
 
-    Cases get pseudonyms, because file names may contain names of patients.
+    Cases get pseudonyms, because file names may contain names of patients. A scan with several masks is one case per
+    mask, numbered from the second one on.
     """
     from medad.cohort.datasets import Case
 
@@ -160,17 +164,21 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
         row | {"case": f"trained-{number}"} for number, row in enumerate(split.training_rows(request.model), start=1)
     ]
     cases: dict[str, Case] = {}
+    given: defaultdict[str, list[Path | None]] = defaultdict(list)
     masks = request.liver_masks or (None,) * len(request.scans)
     for scan, mask, case_id in zip(request.scans, masks, case_ids.identify(request.scans), strict=True):
         path_filter.learn(scan, case_id)
         if mask is not None:
             path_filter.learn(mask, case_id)
-        if case_id in cases:
+        again = given[case_id]  # masks of the same scan
+        given[case_id] = [*again, mask]
+        if mask in again:
             stages.runner.record_failure(CaseFailure(case_id, "find", "this scan was given twice", str(scan)))
             continue
-        cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, pseudonymous=True)
+        name = f"{case_id}-{len(again) + 1}" if again else case_id
+        cases[name] = Case(name, scan, mask, data.liver_labels or (), None, pseudonymous=True)
     stages.record_pseudonyms(list(cases.values()))
-    found = find_livers(stages, list(cases.values()), data.affine_from, request.liver_model, trust=request.trust)
+    found = find_livers(stages, list(cases.values()), data, request.liver_model, trust=request.trust)
     stages.runner.notes += mask_notes(stages.liver_masks)
     ready = stages.prepare_cases(found, data)
     if request.liver_masks:
@@ -189,6 +197,6 @@ def liver_mask(request: LiverMaskRequest, refresh: bool = False) -> Outcome:
     path_filter.learn(request.scan, label)
     if runner.makes_artifacts:
         case_ids.register_found([case_ids.RegisteredCase(label, request.scan, None, (1,))])
-    ref = find_liver(runner, label, request.scan, request.liver_model, trust=request.trust)
+    ref = find_liver(runner, label, request.scan, request.header, request.liver_model, trust=request.trust)
     details = {} if ref is None else {"folder": str(ref.folder())}
     return Outcome.from_runner(runner, details=details, useful=ref is not None)

@@ -18,6 +18,7 @@ from flows.store.artifacts import SIDECAR
 from flows.store.references import Ref
 from medad.base.private import PrivatePath
 from medad.base.settings import ANY_MACHINE
+from medad.config.header import HeaderSettings
 from medad.config.liver import PreprocessSettings
 from medad.config.manual_steps import MANUAL_STEPS, ManualStepName
 
@@ -37,6 +38,7 @@ class StepRequest(BaseModel):
     liver: PrivatePath | None
     liver_labels: tuple[int, ...]
     settings: PreprocessSettings
+    header: HeaderSettings = HeaderSettings()
 
 
 @define_flow("liver-step", "step {request.names[-1]}")
@@ -55,19 +57,19 @@ def hand_step(request: StepRequest, refresh: bool = False) -> Outcome:
             path_filter.learn(path, label)
     liver, labels = request.liver, request.liver_labels
     if request.pseudonym is not None and liver is None and needs_liver(request.names):
-        made = _find_liver(runner, label, request.source)
+        made = _find_liver(runner, label, request.source, request.header)
         if made is None:
             return Outcome.from_runner(runner, useful=False)
         liver, labels = made.folder() / mask_steps.LIVER_FILE, mask_steps.FOUND_LABELS
-    ref = run_steps(runner, label, request.names, request.source, liver, labels, request.settings)
+    ref = run_steps(runner, label, request.names, request.source, liver, labels, request.settings, request.header)
     details = {} if ref is None else {"folder": str(ref.folder())}
     return Outcome.from_runner(runner, details=details, useful=ref is not None)
 
 
-def _find_liver(runner: Runner, label: str, scan: Path) -> Ref | None:
+def _find_liver(runner: Runner, label: str, scan: Path, header: HeaderSettings) -> Ref | None:
     from flows.liver.liver_masks import find_liver
 
-    return find_liver(runner, label, scan)
+    return find_liver(runner, label, scan, header)
 
 
 def needs_liver(names: Collection[ManualStepName]) -> bool:
@@ -89,6 +91,7 @@ def run_steps(
     liver: Path | None,
     liver_labels: Sequence[int],
     settings: PreprocessSettings,
+    header: HeaderSettings | None = None,
     *,
     refresh: Collection[ManualStepName] = (),
 ) -> Ref | None:
@@ -101,10 +104,9 @@ def run_steps(
     every = runner.refresh
     for name in names:
         runner.refresh = every or name in refresh
-        ref = runner.run(
-            label,
-            steps.hand_step(name, given, liver if MANUAL_STEPS[name].needs_liver else None, liver_labels, settings),
-        )
+        mask = liver if MANUAL_STEPS[name].needs_liver else None
+        call = steps.hand_step(name, given, mask, liver_labels, settings, header or HeaderSettings())
+        ref = runner.run(label, call)
         if ref is None:
             break
         given = result_file(ref) if ref.made else ref

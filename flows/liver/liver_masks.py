@@ -13,6 +13,7 @@ from flows.liver.mask_steps import FOUND_LABELS, LIVER_FILE
 from flows.liver.stages import Stages
 from flows.runs.runner import Runner
 from flows.store.references import Ref
+from medad.config.header import HeaderSettings
 from medad.config.liver import DatasetSettings
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def find_livers(
-    stages: Stages, cases: list[Case], affine_from: str, model: Path | None, *, trust: bool = False
+    stages: Stages, cases: list[Case], header: HeaderSettings, model: Path | None, *, trust: bool = False
 ) -> list[Case]:
     """Return the cases, each with a liver mask: its own, or one that is found now. A failed case is left out.
 
@@ -33,7 +34,7 @@ def find_livers(
 
     finder = choose_finder(model, trust=trust)
     tasks = [
-        (case, stages.runner.submit(case.id, mask_steps.liver_mask(case.scan, finder, affine_from)))
+        (case, stages.runner.submit(case.id, mask_steps.liver_mask(case.scan, finder, header)))
         for case in missing.values()
     ]
     found = {case.id: case for case in cases if case.label is not None}
@@ -44,14 +45,16 @@ def find_livers(
     return [found[case.id] for case in cases if case.id in found]
 
 
-def find_liver(runner: Runner, label: str, scan: Path, model: Path | None = None, *, trust: bool = False) -> Ref | None:
+def find_liver(
+    runner: Runner, label: str, scan: Path, header: HeaderSettings, model: Path | None = None, *, trust: bool = False
+) -> Ref | None:
     """Find the liver of one scan. None: it failed, and the runner recorded why.
 
     Raises InputError if the path `model` contains no network.
     """
     from medad.steps.liver_mask import choose_finder
 
-    return runner.run(label, mask_steps.liver_mask(scan, choose_finder(model, trust=trust)))
+    return runner.run(label, mask_steps.liver_mask(scan, choose_finder(model, trust=trust), header))
 
 
 def mask_facts(mask: Ref) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.store.digests import path_digest
 from flows.store.step import Call, Keyed, Step
+from medad.config.header import HeaderSettings
 
 if TYPE_CHECKING:
     from medad.cohort.datasets import LabelledScan
@@ -27,9 +28,14 @@ LIVER_FILE, FOUND_LABELS = "liver.nii.gz", (1,)
 """Mask in the artifact of `LIVER_MASK`, and its value of liver."""
 
 
-def liver_mask(scan: Path, finder: Finder, affine_from: str = "agree") -> Call:
+def liver_mask(scan: Path, finder: Finder, header: HeaderSettings) -> Call:
     """Return the call that finds the liver of a scan."""
-    return LIVER_MASK(scan=scan, finder=Keyed(finder, finder_content(finder)), affine_from=affine_from)
+    return LIVER_MASK(
+        scan=scan,
+        finder=Keyed(finder, finder_content(finder)),
+        affine_from=header.affine_from,
+        spacing_mm=header.spacing_mm,
+    )
 
 
 def finder_content(finder: Finder) -> dict[str, Any]:

@@ -71,10 +71,10 @@ class _Choose:
 def lies_on(mask: Path, series: object, scan: Path) -> bool:
     """Return whether a mask lies on the grid of a series."""
     from medad.ct.dicom import series_geometry
-    from medad.ct.io import check_same_grid, read_labels
+    from medad.ct.io import read_labels_on
 
     try:
-        check_same_grid(series_geometry(series, scan), read_labels(mask).geometry, mask)  # type: ignore[arg-type]
+        read_labels_on(series_geometry(series, scan), mask)  # type: ignore[arg-type]
     except InputError:
         return False
     return True

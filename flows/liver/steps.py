@@ -16,6 +16,7 @@ from medad.base.errors import CaseFailure
 from medad.base.settings import MachineSettings
 from medad.config.ablation import AblationSettings
 from medad.config.anomalies import SynthesisSettings
+from medad.config.header import HeaderSettings
 from medad.config.liver import (
     EvaluationSettings,
     InferenceSettings,
@@ -133,9 +134,12 @@ def hand_step(
     liver: Path | None,
     liver_labels: Sequence[int],
     settings: PreprocessSettings,
+    header: HeaderSettings,
 ) -> Call:
     """Return the call of one preprocessing step on a file, or in a dry run on a result that does not exist yet."""
-    return HAND_STEPS[name](source=source, liver=liver, liver_labels=tuple(sorted(liver_labels)), settings=settings)
+    return HAND_STEPS[name](
+        source=source, liver=liver, liver_labels=tuple(sorted(liver_labels)), settings=settings, header=header
+    )
 
 
 def report(

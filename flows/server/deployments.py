@@ -36,6 +36,7 @@ from flows.runs.runner import new_runner
 from flows.server.overlap import Overlap, one_at_a_time
 from medad.base.errors import ConfigError
 from medad.base.settings import ANY_MACHINE
+from medad.config.header import HeaderSettings
 from medad.config.liver import PreprocessSettings
 from medad.config.manual_steps import STEPS_HELP, ManualStepName
 
@@ -247,7 +248,7 @@ def case_step(
     runner, folder = new_runner(ANY_MACHINE, refresh=False), runs_root() / "steps" / case_id
     mask, labels, found = case.liver, case.liver_labels, ""
     if mask is None and needs_liver(names):
-        made = find_liver(runner, case_id, case.scan)
+        made = find_liver(runner, case_id, case.scan, HeaderSettings())
         if made is None:
             return Outcome.from_runner(runner, useful=False)
         mask, labels = made.folder() / mask_steps.LIVER_FILE, mask_steps.FOUND_LABELS

@@ -61,6 +61,7 @@ class LabelledScan:
     tumour_label: int | None
     affine_from: Literal["agree", "sform", "qform"] = "agree"
     affine_mismatch: Literal["error", "warn"] = "error"
+    spacing_mm: tuple[float, float, float] | None = None
     root: Path | None = field(default=None, repr=False, compare=False, metadata={"in_key": False})
     """Folder of the data set. Logs must not show its name or anything below it. It does not change results."""
 
@@ -69,7 +70,8 @@ class LabelledScan:
         """Return a case's files with the reading settings of its data set."""
         labels = tuple(sorted(case.liver_labels))
         root = None if data.root.startswith(SAMPLES_PREFIX) or data.root in ("", "-", ".") else Path(data.root)
-        return cls(case.scan, case.label, labels, case.tumour_label, data.affine_from, data.affine_mismatch, root)
+        rules = (data.affine_from, data.affine_mismatch, data.spacing_mm)
+        return cls(case.scan, case.label, labels, case.tumour_label, *rules, root)
 
     @classmethod
     def inserted(cls, folder: Path) -> LabelledScan:

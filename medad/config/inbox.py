@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from medad.base.private import DataRoot, PrivatePattern
-from medad.base.settings import RunName, Settings, load_settings
+from medad.base.settings import RunName, load_settings
+from medad.config.header import HeaderSettings
 from medad.config.liver import DatasetSettings, LiverChanges, flatten_keys
 from medad.config.packaged import DEFAULT_MODEL, model_folder
 from medad.config.series import SeriesSettings
@@ -18,7 +19,7 @@ GIVEN_LABELS = (1,)
 """Default of `liver_labels`."""
 
 
-class InboxSettings(Settings):
+class InboxSettings(HeaderSettings):
     """An inbox: a folder that receives scans, a folder for the results, and the model that segments the scans.
 
     `scans` and `livers` are glob patterns below `inbox`, as in a data set of layout `folder`. Each has one `*`, which
@@ -48,11 +49,6 @@ class InboxSettings(Settings):
     unchanged_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Number of seconds for which a scan's files must stay unchanged before the scan is read. Until then the scan may
     still be arriving."""
-    affine_mismatch: Literal["error", "warn"] = "error"
-    """Reaction to a mask with the scan's shape but a different affine. `error`: the case fails. `warn`: voxels are
-    matched by their index."""
-    affine_from: Literal["agree", "sform", "qform"] = "agree"
-    """NIfTI affine to use. `agree`: a file with different sform and qform is refused."""
     series: SeriesSettings | None = None
     """Choice between several CT series of a DICOM folder. None: the one on the grid of the mask; else the case
     fails."""
@@ -112,6 +108,7 @@ class InboxSettings(Settings):
             liver_labels=self.liver_labels,
             affine_mismatch=self.affine_mismatch,
             affine_from=self.affine_from,
+            spacing_mm=self.spacing_mm,
             series=self.series,
             pseudonyms=True,
         )

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from medad.base.private import DataRoot, PrivateCases, PrivateExpression, PrivatePattern, changes_of
 from medad.base.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
 from medad.config.anomalies import SynthesisSettings
+from medad.config.header import HeaderSettings
 from medad.config.series import SeriesSettings
 from medad.config.training import ClassifierSettings, TrainSettings
 
@@ -54,7 +55,7 @@ class InsertSettings(Settings):
         return self
 
 
-class DatasetSettings(Settings):
+class DatasetSettings(HeaderSettings):
     """A data set: its folder and the layout of its files.
 
     `layout="btcv"`: img/img0001.nii.gz + label/label0001.nii.gz, liver = 6.
@@ -82,11 +83,6 @@ class DatasetSettings(Settings):
     group, which matches the patient. A case's name is `btcv-0001`, `lits-17` or, in layout `folder`, the text that `*`
     matches. Cases with the same match belong to the same patient, also across both data sets. For a DICOM series the
     PatientID is used instead, if it has one. None: each scan is its own patient."""
-    affine_mismatch: Literal["error", "warn"] = "error"
-    """Reaction to a label with the scan's shape but a different affine (LiTS 28 to 47 have identity affines).
-    `error`: the case fails. `warn`: voxels are matched by their index."""
-    affine_from: Literal["agree", "sform", "qform"] = "agree"
-    """NIfTI affine to use. `agree`: a file with different sform and qform is refused."""
     series: SeriesSettings | None = None
     """Choice between several CT series of a DICOM folder. None: the one on the grid of the label; else the case
     fails."""

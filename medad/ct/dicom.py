@@ -30,7 +30,7 @@ from medad.ct.dicom_planes import Plane
 from medad.ct.dicom_series import Series
 from medad.ct.geometry import Geometry, check_affine
 from medad.ct.itk import silence_itk_warnings
-from medad.ct.voxels import Sink
+from medad.ct.voxels import SinkT
 
 POSITION_TOLERANCE = 0.05
 """Largest distance of a slice from the regular grid, in slice spacings. Positions are rounded decimal strings."""
@@ -64,7 +64,7 @@ _PIXELS, _FLOAT_PIXELS = 0x7FE00010, (0x7FE00008, 0x7FE00009)
 _BITS_ALLOCATED, _BITS_STORED, _SIGNED, _PADDING = 0x00280100, 0x00280101, 0x00280103, 0x00280120
 
 
-def read_dicom(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry, list[str]]:
+def read_dicom(path: Path, sink: Callable[[int], SinkT]) -> tuple[SinkT, Geometry, list[str]]:
     """Read the CT series of `path` into `sink`. Return it with the grid and notes on what was assumed.
 
     Raises

@@ -27,11 +27,18 @@ GRID_TOLERANCE_VOXELS = 0.05
 """Largest distance, in voxels, between the corners of two grids that count as equal. Rounding of DICOM decimal strings
 and float32 affines moves corners by less than 0.01 voxel. Half a voxel would already blur a lesion's edge."""
 
+ROUNDING_TOLERANCE_VOXELS = 0.501
+"""Largest distance, in voxels, at which a label's grid is taken for the scan's grid with a rounded header. The nearest
+voxel of the scan is then the one of the same index. It is half a voxel and the rounding of float32."""
+
 SHEAR_TOLERANCE = 1e-3
 """Largest cosine of the angle between two voxel axes that counts as a right angle (0.06 degrees off)."""
 
 SPACING_TOLERANCE = 1e-3
 """Largest relative difference between two statements of the same voxel size."""
+
+VOXEL_SIZE_MM = (0.05, 25.0)
+"""Smallest and largest plausible voxel size of a CT along an axis. Other sizes are mistakes, such as metres."""
 
 _LPS = (-1, -1, 1)
 
@@ -127,12 +134,16 @@ class Geometry:
 
 
 def check_affine(affine: NDArray[np.float64], path: Path) -> None:
-    """Check that an affine is a scaled rotation: finite, voxel sizes above 0, no shear. Raises InputError."""
+    """Check that an affine is a scaled rotation: finite, plausible voxel sizes, no shear. Raises InputError."""
     if not np.isfinite(affine).all():
         raise InputError(path, "the affine contains NaN or infinite values")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if (spacing <= 0).any():
         raise InputError(path, f"voxel size must be above 0 mm along every axis, found {_triple(spacing)}")
+    low, high = VOXEL_SIZE_MM
+    if spacing.min() < low * (1 - SPACING_TOLERANCE) or spacing.max() > high * (1 + SPACING_TOLERANCE):
+        rule = f"voxel size must be {low:g} to {high:g} mm along every axis, found {_triple(spacing)}"
+        raise InputError(path, f"{rule}; the header is wrong")
     axes = affine[:3, :3] / spacing
     cosine = float(np.abs(axes.T @ axes - np.eye(3)).max())
     if cosine > SHEAR_TOLERANCE:
@@ -152,33 +163,47 @@ def grid_distance_voxels(first: NDArray[np.float64], second: NDArray[np.float64]
     return float(np.abs(moved - corners).max())
 
 
-def check_same_grid(
+@dataclass(frozen=True)
+class GridMatch:
+    """The place of a label's voxels in its scan, and the text of a warning or None.
+
+    `by_index`: voxels correspond by their index in the files, and the label's affine is ignored. Else they correspond
+    in canonical order, and the label's first voxel is the scan's voxel `offset`.
+    """
+
+    warning: str | None = None
+    by_index: bool = False
+    offset: tuple[int, int, int] = (0, 0, 0)
+
+
+def match_grids(
     scan: Geometry, labels: Geometry, labels_path: Path, *, affine_mismatch: Literal["error", "warn"] = "error"
-) -> str | None:
-    """Check that a label lies on its scan's grid. The two files may have different axis orders.
+) -> GridMatch:
+    """Find the scan's voxel of each voxel of a label. The two files may have different axis orders.
+
+    The label has the scan's grid, or a part of it that was cut out along whole voxels. Headers may be rounded by up to
+    `ROUNDING_TOLERANCE_VOXELS`, which gives a warning.
 
     Parameters
     ----------
     affine_mismatch
         `"error"` refuses grids at different places. `"warn"` accepts them if the files have the same shape. Voxels then
-        correspond by their index *in the files*, so convert the label with `align_labels`.
-
-    Returns
-    -------
-    The text of a warning, or None.
+        correspond by their index in the files.
 
     Raises
     ------
     InputError
-        The shapes differ, or the affines differ by more than `GRID_TOLERANCE_VOXELS`.
+        The shapes differ, or the grids are further apart.
     """
-    shapes_agree = scan.canonical_shape == labels.canonical_shape
-    if shapes_agree:
-        distance = grid_distance_voxels(scan.canonical_affine, labels.canonical_affine, scan.canonical_shape)
-        if distance <= GRID_TOLERANCE_VOXELS:
-            return None
+    size = labels.canonical_shape
+    if scan.canonical_shape == size:
+        distance = grid_distance_voxels(scan.canonical_affine, labels.canonical_affine, size)
+        if distance <= ROUNDING_TOLERANCE_VOXELS:
+            return GridMatch(_rounded(distance))
+    elif (part := _part_of(scan, labels)) is not None:
+        return part
     if scan.shape != labels.shape:
-        if shapes_agree:
+        if scan.canonical_shape == size:
             raise InputError(labels_path, f"affine differs from the scan's by {distance:.3g} voxels")
         raise InputError(
             labels_path, f"shape mismatch: the label has {_times(labels.shape)} voxels, the scan {_times(scan.shape)}"
@@ -186,8 +211,37 @@ def check_same_grid(
     distance = grid_distance_voxels(scan.affine, labels.affine, scan.shape)
     rule = f"affine mismatch: the label's grid is up to {distance:.3g} voxels away from the scan's grid"
     if affine_mismatch == "warn":
-        return f"{rule}; voxels were matched by their index"
-    raise InputError(labels_path, f"{rule} (allowed: {GRID_TOLERANCE_VOXELS}); affine_mismatch: warn accepts it")
+        return GridMatch(f"{rule}; voxels were matched by their index", by_index=True)
+    allowed = f"{rule} (allowed: {ROUNDING_TOLERANCE_VOXELS:.1g})"
+    raise InputError(
+        labels_path, f"{allowed}; --affine-mismatch warn, or the setting affine_mismatch: warn, matches voxels by index"
+    )
+
+
+def _rounded(distance: float) -> str | None:
+    if distance <= GRID_TOLERANCE_VOXELS:
+        return None
+    return (
+        f"the header of the label is rounded: its grid is up to {distance:.2g} voxels away from the scan's grid; "
+        "voxels were matched by their index"
+    )
+
+
+def _part_of(scan: Geometry, labels: Geometry) -> GridMatch | None:
+    """Return the place of a label that covers a part of its scan's grid. None: it is on another grid."""
+    first = np.linalg.solve(scan.canonical_affine, labels.canonical_affine[:, 3])[:3]
+    offset = np.rint(first).astype(int)
+    x, y, z = offset.tolist()
+    if (offset < 0).any() or (offset + labels.canonical_shape > scan.canonical_shape).any():
+        return None
+    moved = scan.canonical_affine.copy()
+    moved[:, 3] = scan.canonical_affine @ [x, y, z, 1]
+    distance = grid_distance_voxels(moved, labels.canonical_affine, labels.canonical_shape)
+    if distance > ROUNDING_TOLERANCE_VOXELS:
+        return None
+    sizes = f"{_times(labels.canonical_shape)} of the scan's {_times(scan.canonical_shape)} voxels"
+    notes = [f"the label covers {sizes}; the others count as unlabelled", _rounded(distance)]
+    return GridMatch("; ".join(note for note in notes if note), offset=(x, y, z))
 
 
 def _triple(values: NDArray[np.float64]) -> str:

@@ -51,7 +51,8 @@ _TEXT_HEADER_BYTES = 1 << 16
 _TECHNICAL = re.compile(
     r"(?i)(nrrd\d+|objecttype|ndims|binarydata|compresseddata|transformmatrix|offset|origin|centerofrotation|"
     r"anatomicalorientation|elementspacing|elementsize|dimsize|elementtype|elementdatafile|type|dimension|space|sizes|"
-    r"space directions|kinds|endian|encoding|space origin|data ?file|elementbyteordermsb|binarydatabyteordermsb)"
+    r"space directions|kinds|endian|encoding|space origin|data ?file|elementbyteordermsb|binarydatabyteordermsb|"
+    r"segment\d+_\w+|segmentation_\w+)"
 )
 
 

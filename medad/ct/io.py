@@ -9,30 +9,33 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Integer, UInt8
-from numpy.typing import NDArray
 
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, file_digest, lines_digest
 from medad.ct.dicom import read_dicom
 from medad.ct.dicom_choice import export_files, is_series, series_digest
-from medad.ct.geometry import Geometry, check_same_grid
+from medad.ct.geometry import Geometry, match_grids
 from medad.ct.itk import METAIMAGE, NRRD, data_files, read_itk
-from medad.ct.nifti import AffineFrom, read_nifti, write_nifti
-from medad.ct.voxels import HuSink, LabelSink, Sink
+from medad.ct.masks import mask_file, read_dicom_mask, read_seg_nrrd
+from medad.ct.nifti import AffineFrom, Spacing, read_nifti, write_nifti
+from medad.ct.padding import check_padding, clear_padding
+from medad.ct.segments import DEFAULT_LIVER
+from medad.ct.voxels import HuSink, LabelSink, SinkT
 
 __all__ = [
     "AffineFrom",
     "Geometry",
     "Labels",
+    "Spacing",
     "Volume",
     "align_labels",
     "atomic_path",
     "check_hu",
-    "check_same_grid",
+    "check_padding",
     "read_labels",
     "read_labels_on",
     "read_scan",
@@ -47,6 +50,7 @@ __all__ = [
 ]
 
 NIFTI = (".nii", ".nii.gz")
+_VOLUMES = (*NIFTI, *METAIMAGE, *NRRD)
 
 LIVER_MEDIAN_HU = (-50.0, 250.0)
 """Plausible range of the liver's median. Fatty liver can be below 0 HU, and liver in the portal venous phase reaches
@@ -72,6 +76,8 @@ class Volume:
     geometry: Geometry
     notes: tuple[str, ...] = ()
     """Sentences about what was assumed or passed over while the files were read."""
+    cleared: Bool[np.ndarray, "X Y Z"] | None = None
+    """Voxels outside the body that had no measurement and were set to air. None: there were none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +87,11 @@ class Labels:
 
     values: Integer[np.ndarray, "X Y Z"]
     geometry: Geometry
+    notes: tuple[str, ...] = ()
+    """Sentences about what was assumed while the file was read."""
 
 
-def read_scan(path: Path, *, affine_from: AffineFrom = "agree") -> Volume:
+def read_scan(path: Path, *, affine_from: AffineFrom = "agree", spacing_mm: Spacing | None = None) -> Volume:
     """Read a CT: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a DICOM series.
 
     A DICOM series is a folder, a zip or a DICOMDIR with one CT series, one of its files, or FOLDER/series-KEY.
@@ -94,19 +102,26 @@ def read_scan(path: Path, *, affine_from: AffineFrom = "agree") -> Volume:
     ----------
     affine_from
         NIfTI affine to use. `"agree"` refuses a file with different sform and qform.
+    spacing_mm
+        Voxel size along the axes of a NIfTI file whose affine is missing or the identity.
 
     Raises
     ------
     InputError
         The file cannot be used. The message is one line.
     """
-    flat, geometry, notes = _read(path, lambda voxels: HuSink(voxels, path), affine_from)
-    return Volume(geometry.to_canonical(flat.reshape(geometry.shape, order="F")), geometry, tuple(notes))
+    sink, geometry, notes = _read(path, HuSink, affine_from, spacing_mm)
+    hu = geometry.to_canonical(sink.flat.reshape(geometry.shape, order="F"))
+    cleared = None
+    if not sink.is_whole:
+        cleared, more = clear_padding(hu, path)
+        notes += more
+    return Volume(hu, geometry, tuple(notes), cleared)
 
 
-def read_labels(path: Path, *, affine_from: AffineFrom = "agree") -> Labels:
-    """Read a label map in any format of a scan except DICOM. Raises InputError."""
-    return _read_labels(path, affine_from, need_affine=True)
+def read_labels(path: Path, *, affine_from: AffineFrom = "agree", spacing_mm: Spacing | None = None) -> Labels:
+    """Read a label map: .nii, .nii.gz, .mhd, .mha, .nrrd or .nhdr, with the values of the file. Raises InputError."""
+    return _read_labels(path, affine_from, spacing_mm, need_affine=True)
 
 
 def read_labels_on(
@@ -115,8 +130,19 @@ def read_labels_on(
     *,
     affine_from: AffineFrom = "agree",
     affine_mismatch: Literal["error", "warn"] = "error",
+    spacing_mm: Spacing | None = None,
+    liver_labels: Sequence[int] = DEFAULT_LIVER,
 ) -> tuple[Labels, str | None]:
     """Read a label map and put it on its scan's grid, so that its voxels match those of `Volume.hu`.
+
+    Formats are those of `read_labels`, a .seg.nrrd of 3D Slicer, and a DICOM SEG or RTSTRUCT (the file, or a folder
+    with nothing else).
+
+    Parameters
+    ----------
+    liver_labels
+        Values of liver that will be looked for. A file that names its segments is read accordingly, as
+        `medad.ct.segments.choose_segments` describes.
 
     Returns
     -------
@@ -128,23 +154,34 @@ def read_labels_on(
     InputError
         The label cannot be read, or lies on another grid.
     """
-    labels = _read_labels(path, affine_from, need_affine=affine_mismatch == "error")
+    if _suffix(path) in NRRD and path.is_file() and (named := read_seg_nrrd(path, liver_labels)) is not None:
+        values, geometry = named
+        labels = Labels(geometry.to_canonical(values), geometry)
+    elif _suffix(path) not in _VOLUMES and (mask := mask_file(path)) is not None:
+        values, notes = read_dicom_mask(mask, scan, liver_labels)
+        return Labels(values, scan), "; ".join(notes) or None
+    else:
+        labels = _read_labels(path, affine_from, spacing_mm, need_affine=affine_mismatch == "error")
     return align_labels(labels, scan, path, affine_mismatch=affine_mismatch)
 
 
 def align_labels(
     labels: Labels, scan: Geometry, labels_path: Path, *, affine_mismatch: Literal["error", "warn"] = "error"
 ) -> tuple[Labels, str | None]:
-    """Check labels with `check_same_grid` and return them with the scan's geometry, and a warning or None.
+    """Put labels on the scan's grid as `match_grids` says. Return them with the scan's geometry, and a warning or None.
 
     If the affines differ and `"warn"` allows it, voxels correspond by their index in the files. The label's own affine,
-    which may have another orientation, is ignored.
+    which may have another orientation, is ignored. Raises InputError.
     """
-    warning = check_same_grid(scan, labels.geometry, labels_path, affine_mismatch=affine_mismatch)
+    match = match_grids(scan, labels.geometry, labels_path, affine_mismatch=affine_mismatch)
     values = labels.values
-    if warning is not None:
+    if match.by_index:
         values = scan.to_canonical(labels.geometry.to_source(values))
-    return Labels(values, scan), warning
+    elif values.shape != scan.canonical_shape:
+        whole = scan.to_canonical(np.zeros(scan.shape, values.dtype, order="F"))
+        whole[tuple(slice(first, first + n) for first, n in zip(match.offset, values.shape, strict=True))] = values
+        values = whole
+    return Labels(values, scan, labels.notes), match.warning
 
 
 def require_liver(labels: Labels, liver_labels: Sequence[int], path: Path) -> Bool[np.ndarray, "X Y Z"]:
@@ -240,7 +277,10 @@ def source_files(path: Path) -> list[Path]:
     suffix = _suffix(path)
     if suffix in (*METAIMAGE, *NRRD) and path.is_file():
         return data_files(path)
-    return export_files(path) if suffix not in NIFTI and is_series(path) else [path]
+    if suffix in NIFTI or not is_series(path):
+        return [path]
+    mask = mask_file(path)
+    return export_files(path) if mask is None else [mask]
 
 
 def source_digest(path: Path) -> str:
@@ -249,28 +289,44 @@ def source_digest(path: Path) -> str:
     For one file it is the digest of the bytes. For several (DICOM, .mhd with .raw) it is the digest of their sorted
     digests. Files beside the slices of a DICOM series do not count. Raises InputError.
     """
-    if _suffix(path) not in (*NIFTI, *METAIMAGE, *NRRD) and is_series(path):
+    if _suffix(path) not in _VOLUMES and is_series(path) and mask_file(path) is None:
         return series_digest(path)
     digests = sorted(file_digest(file) for file in source_files(path))
     return digests[0] if len(digests) == 1 else lines_digest(digests)
 
 
-def _read_labels(path: Path, affine_from: AffineFrom, *, need_affine: bool) -> Labels:
-    if path.is_dir():
-        raise InputError(path, "is a folder; a label must be one NIfTI, MetaImage or NRRD file")
-    flat, geometry, _ = _read(path, lambda voxels: LabelSink(voxels, path), affine_from, need_affine=need_affine)
-    return Labels(geometry.to_canonical(flat.reshape(geometry.shape, order="F")), geometry)
+def _read_labels(path: Path, affine_from: AffineFrom, spacing_mm: Spacing | None, *, need_affine: bool) -> Labels:
+    suffix = _suffix(path)
+    if path.is_dir() or (suffix not in _VOLUMES and path.exists()):
+        found = "is a folder with other content" if path.is_dir() else "is not a mask"
+        if not path.is_dir() and is_series(path):
+            found = "is a DICOM file of another kind"
+        raise InputError(
+            path, f"{found}; a label must be one NIfTI, MetaImage or NRRD file, or a DICOM SEG or RTSTRUCT"
+        )
+    sink, geometry, notes = _read(
+        path, lambda voxels: LabelSink(voxels, path), affine_from, spacing_mm, need_affine=need_affine
+    )
+    values = geometry.to_canonical(sink.flat.reshape(geometry.shape, order="F"))
+    return Labels(values, geometry, tuple(notes))
 
 
 def _read(
-    path: Path, sink: Callable[[int], Sink], affine_from: AffineFrom, *, need_affine: bool = True
-) -> tuple[NDArray[Any], Geometry, list[str]]:
+    path: Path,
+    sink: Callable[[int], SinkT],
+    affine_from: AffineFrom,
+    spacing_mm: Spacing | None,
+    *,
+    need_affine: bool = True,
+) -> tuple[SinkT, Geometry, list[str]]:
     suffix, notes = _suffix(path), list[str]()
-    if suffix in (*NIFTI, *METAIMAGE, *NRRD) and not path.is_dir():
+    if suffix in _VOLUMES and not path.is_dir():
         if not path.exists():
             raise InputError(path, "no such file or folder")
         if suffix in NIFTI:
-            received, geometry = read_nifti(path, sink, affine_from=affine_from, need_affine=need_affine)
+            received, geometry, notes = read_nifti(
+                path, sink, affine_from=affine_from, spacing_mm=spacing_mm, need_affine=need_affine
+            )
         else:
             received, geometry = read_itk(path, sink)
     elif is_series(path):
@@ -278,8 +334,8 @@ def _read(
     elif not path.exists():
         raise InputError(path, "no such file or folder")
     else:
-        raise InputError(path, f"unknown format; expected {', '.join((*NIFTI, *METAIMAGE, *NRRD))} or a DICOM series")
-    return received.flat, geometry, notes
+        raise InputError(path, f"unknown format; expected {', '.join(_VOLUMES)} or a DICOM series")
+    return received, geometry, notes
 
 
 def _suffix(path: Path) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medad.base.errors import InputError
 from medad.base.storage import reading
 from medad.ct.geometry import Geometry, check_affine
-from medad.ct.voxels import Sink
+from medad.ct.voxels import SinkT
 
 METAIMAGE = (".mhd", ".mha")
 NRRD = (".nrrd", ".nhdr")
@@ -31,9 +31,9 @@ def silence_itk_warnings() -> None:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
-def read_itk(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
+def read_itk(path: Path, sink: Callable[[int], SinkT]) -> tuple[SinkT, Geometry]:
     """Read one MetaImage or NRRD file into `sink`. Raises InputError."""
-    _check_files(path)
+    check_files(path)
     silence_itk_warnings()
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in NRRD else "MetaImageIO")  # also for upper-case endings
@@ -74,11 +74,12 @@ def affine_from_itk(
 
 def data_files(path: Path) -> list[Path]:
     """Return the header file and, if the voxels are in another file, that file too. Raises InputError."""
-    name = _detached_data_file(_header_text(path), path)
+    name = _detached_data_file(header_text(path), path)
     return [path] if name is None else [path, path.parent / name]
 
 
-def _header_text(path: Path) -> str:
+def header_text(path: Path) -> str:
+    """Return the header of a MetaImage or NRRD file. Raises InputError."""
     with reading(path), path.open("rb") as file:
         head = file.read(_HEADER_LIMIT_BYTES)
     if not head:
@@ -109,9 +110,9 @@ def _detached_data_file(text: str, path: Path) -> str | None:
     return name
 
 
-def _check_files(path: Path) -> None:
+def check_files(path: Path) -> None:
     """Check what SimpleITK does not: the data file exists, the header has a geometry, compressed data is undamaged."""
-    text = _header_text(path)
+    text = header_text(path)
     nrrd = path.suffix.lower() in NRRD
     if nrrd and not text.startswith("NRRD"):
         raise InputError(path, "not an NRRD file: its first bytes are not an NRRD header's")

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +24,10 @@ from medad.ct.geometry import (
     check_affine,
     grid_distance_voxels,
 )
-from medad.ct.voxels import Sink
+from medad.ct.voxels import SinkT
 
 AffineFrom = Literal["agree", "sform", "qform"]
+Spacing = tuple[float, float, float]
 
 _SLAB_VOXELS = 1 << 22
 _WRITE_SLAB_BYTES = 1 << 24
@@ -35,12 +37,21 @@ _DEFLATE_LIMIT = 1032  # deflate cannot shrink data further than this
 _INT_FIELDS = ("qform_code", "sform_code", "xyzt_units")
 _FLOAT_FIELDS = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 _LIST_FIELDS = ("pixdim", "srow_x", "srow_y", "srow_z")
+_QUATERNION_EXCESS = 1e-3
+"""Largest excess over 1 of a quaternion's squared length that counts as rounding."""
+ADVICE = "type --affine-from sform or --affine-from qform (in settings: affine_from)"
+SPACING_ADVICE = "--spacing-mm X Y Z (in settings: spacing_mm)"
 
 
 def read_nifti(
-    path: Path, sink: Callable[[int], Sink], *, affine_from: AffineFrom = "agree", need_affine: bool = True
-) -> tuple[Sink, Geometry]:
-    """Stream a NIfTI-1 or -2 file, gzipped or not, into `sink`.
+    path: Path,
+    sink: Callable[[int], SinkT],
+    *,
+    affine_from: AffineFrom = "agree",
+    spacing_mm: Spacing | None = None,
+    need_affine: bool = True,
+) -> tuple[SinkT, Geometry, list[str]]:
+    """Stream a NIfTI-1 or -2 file, gzipped or not, into `sink`. Return it with the grid and notes on the header.
 
     Parameters
     ----------
@@ -48,6 +59,9 @@ def read_nifti(
         Function that makes the receiver for a number of voxels. The receiver gets the voxels in the file's order.
     affine_from
         Affine to use if both are set. `"agree"` refuses a file with different sform and qform.
+    spacing_mm
+        Voxel size along the file's axes, for a file without affine or with the identity as affine. None: such a file is
+        refused, or its voxels are taken as 1 mm with a note.
     need_affine
         Whether an affine is required. False: a file without affine gets the identity, for `affine_mismatch: warn`.
 
@@ -60,7 +74,8 @@ def read_nifti(
         stream = ByteStream(file, path)
         header = _header(stream, path)
         shape = _shape(header, path)
-        geometry = Geometry(shape, _affine(header, shape, path, affine_from, need_affine), _raw_geometry(header))
+        grid = _read_grid(header, shape, path, affine_from, spacing_mm, need_affine)
+        geometry = Geometry(shape, grid.affine, _raw_geometry(header) if grid.is_whole else None)
         dtype = _dtype(header, path)
         slope, inter = _scaling(header, path)
         voxels = math.prod(shape)
@@ -75,7 +90,7 @@ def read_nifti(
             native = part if dtype.isnative else part.astype(dtype.newbyteorder("="))
             received.put(start, _scaled(native, slope, inter))
         stream.drain()
-    return received, geometry
+    return received, geometry, grid.notes
 
 
 def write_nifti(
@@ -235,46 +250,127 @@ def _raw_geometry(header: Any) -> dict[str, Any]:
     return raw
 
 
-def _affine(
-    header: Any, shape: tuple[int, int, int], path: Path, affine_from: AffineFrom, need_affine: bool
-) -> NDArray[np.float64]:
-    spacing = np.asarray(header["pixdim"][1:4], dtype=np.float64)
-    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        raise InputError(
-            path, f"voxel size must be above 0 mm along every axis, found {' x '.join(f'{s:.4g}' for s in spacing)}"
-        )
+@dataclass(frozen=True)
+class _Grid:
+    """The grid of a header. `is_whole`: every program reads it in the same way, so that outputs may copy it."""
+
+    affine: NDArray[np.float64]
+    notes: list[str]
+    is_whole: bool
+
+
+def _read_grid(
+    header: Any,
+    shape: tuple[int, int, int],
+    path: Path,
+    affine_from: AffineFrom,
+    spacing_mm: Spacing | None,
+    need_affine: bool,
+) -> _Grid:
     if int(header["xyzt_units"]) & 7 not in _MILLIMETRE_CODES:
         raise InputError(path, "the header gives lengths in metres or micrometres; expected mm")
-    try:
-        qform = header.get_qform(coded=True)[0]
-        sform = header.get_sform(coded=True)[0]
-    except (ValueError, HeaderDataError) as error:
-        raise InputError(path, "the header's qform is not a rotation") from error
-    if qform is None and sform is None:
-        if need_affine:
-            raise InputError(path, "no affine: qform_code and sform_code are both 0, so left and right are unknown")
-        return np.eye(4)
-    chosen = qform if sform is None or (affine_from == "qform" and qform is not None) else sform
-    affine: NDArray[np.float64] = np.array(chosen, dtype=np.float64)
-    if affine_from == "agree":
-        _check_agreement(sform, qform, spacing, shape, path)
+    notes: list[str] = []
+    sizes = np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    has_sizes = bool(np.isfinite(sizes).all() and (sizes > 0).all())
+    sform, sform_problem = _sform(header)
+    qform, qform_problem = _qform(header, sizes if has_sizes else None, notes)
+    whole = not (sform_problem or qform_problem or notes) and has_sizes
+    if sform is None and qform is None:
+        if sform_problem or qform_problem:
+            raise InputError(path, sform_problem or qform_problem)
+        return _without_affine(path, spacing_mm, need_affine)
+    notes += [f"{problem}; the {other} was used" for problem, other in _passed_over(sform_problem, qform_problem)]
+    if not has_sizes and not qform_problem:
+        notes.append(f"{_wrong_sizes(sizes)}; the voxel size of the sform was used")
+    affine: NDArray[np.float64] = np.array(
+        qform if sform is None or (affine_from == "qform" and qform is not None) else sform, dtype=np.float64
+    )
+    linear = affine[:3, :3]
+    if (np.abs(linear) == np.eye(3)).all() and not affine[:3, 3].any():
+        if spacing_mm is None:
+            notes.append(
+                "the affine is the identity: voxels of 1 x 1 x 1 mm were assumed, so volumes may be wrong; "
+                f"give their size by {SPACING_ADVICE}"
+            )
+        else:
+            affine[:3, :3] = linear * spacing_mm
+            check_affine(affine, path)
+            return _Grid(affine, [*notes, f"the given voxel size was used: {_sizes(spacing_mm)}"], whole)
+    if affine_from == "agree" and sform is not None:
+        _check_agreement(sform, qform, sizes if has_sizes else None, shape, path)
     check_affine(affine, path)
-    return affine
+    stated = np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing_mm is not None and np.abs(stated / spacing_mm - 1).max() > SPACING_TOLERANCE:
+        notes.append(f"the header states a voxel size of {_sizes(stated)}, so the given one was not used")
+    return _Grid(affine, notes, whole)
 
 
-def _check_agreement(sform: Any, qform: Any, spacing: NDArray[np.float64], shape: Any, path: Path) -> None:
-    if sform is None:
-        return
+def _without_affine(path: Path, spacing_mm: Spacing | None, need_affine: bool) -> _Grid:
+    affine = np.eye(4)
+    if spacing_mm is not None:
+        affine[:3, :3] *= spacing_mm
+        check_affine(affine, path)
+        how = "its axes were taken to run to the right, to anterior and to superior"
+        note = f"the header has no affine: {how}, with {_sizes(spacing_mm)}; check left and right"
+        return _Grid(affine, [note], False)
+    if need_affine:
+        rule = "no affine: qform_code and sform_code are both 0, so left and right are unknown"
+        raise InputError(path, f"{rule}; if the axes run right, anterior and superior, type {SPACING_ADVICE}")
+    return _Grid(affine, [], False)
+
+
+def _passed_over(sform_problem: str, qform_problem: str) -> list[tuple[str, str]]:
+    found = [(sform_problem, "qform"), (qform_problem, "sform")]
+    return [(problem, other) for problem, other in found if problem]
+
+
+def _sform(header: Any) -> tuple[NDArray[np.float64] | None, str]:
+    """Return the sform or None, and why it cannot be used. Damage other than missing values is reported later."""
+    sform = header.get_sform(coded=True)[0]
+    if sform is not None and not sform[:3].any():
+        return None, "sform_code is set, but all values of the sform are 0"
+    return sform, ""
+
+
+def _qform(header: Any, sizes: NDArray[np.float64] | None, notes: list[str]) -> tuple[NDArray[np.float64] | None, str]:
+    """Return the qform or None, and why it cannot be used. A rounded quaternion is normalised with a note."""
+    if int(header["qform_code"]) <= 0:
+        return None, ""
+    if sizes is None:
+        return None, _wrong_sizes(header["pixdim"][1:4])
+    try:
+        return header.get_qform(coded=True)[0], ""
+    except (ValueError, HeaderDataError):
+        names = ("quatern_b", "quatern_c", "quatern_d")
+        length = math.hypot(*(float(header[name]) for name in names))
+        if not 1 < length**2 <= 1 + _QUATERNION_EXCESS:
+            return None, "the header's qform is not a rotation"
+    mended = header.copy()
+    for name in names:
+        mended[name] = float(header[name]) / length
+    try:
+        qform: NDArray[np.float64] = mended.get_qform(coded=True)[0]
+    except (ValueError, HeaderDataError):
+        return None, "the header's qform is not a rotation"
+    notes.append("the qform's quaternion is longer than 1; it was normalised")
+    return qform, ""
+
+
+def _wrong_sizes(sizes: Any) -> str:
+    return f"voxel size must be above 0 mm along every axis, found {' x '.join(f'{s:.4g}' for s in sizes)} in pixdim"
+
+
+def _sizes(spacing: Any) -> str:
+    return f"{' x '.join(f'{value:.4g}' for value in spacing)} mm"
+
+
+def _check_agreement(sform: Any, qform: Any, spacing: NDArray[np.float64] | None, shape: Any, path: Path) -> None:
     check_affine(sform, path)
     if qform is not None:
         distance = grid_distance_voxels(sform, qform, shape)
         if not distance <= GRID_TOLERANCE_VOXELS:
-            raise InputError(
-                path, f"sform and qform differ by up to {distance:.3g} voxels; choose one with affine_from"
-            )
+            raise InputError(path, f"sform and qform differ by up to {distance:.3g} voxels; {ADVICE}")
     scale = np.linalg.norm(sform[:3, :3], axis=0)
-    if np.abs(scale / spacing - 1).max() > SPACING_TOLERANCE:
-        sizes = [" x ".join(f"{value:.4g}" for value in sizes) for sizes in (scale, spacing)]
-        raise InputError(
-            path, f"voxel size is {sizes[0]} mm by sform but {sizes[1]} mm by pixdim; choose one with affine_from"
-        )
+    if spacing is not None and np.abs(scale / spacing - 1).max() > SPACING_TOLERANCE:
+        rule = f"voxel size is {_sizes(scale)} by sform but {_sizes(spacing)} by pixdim"
+        raise InputError(path, f"{rule}; to use the sform, type --affine-from sform (in settings: affine_from)")

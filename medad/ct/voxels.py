@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medad.base.errors import InputError
+from medad.ct.padding import is_stored
 
 LABEL_TOLERANCE = 1e-2
 """Largest distance from an integer at which a label value counts as that integer. A scan's scaling (slope 3e-5) in a
@@ -26,21 +27,22 @@ class Sink(ABC):
         """Store the flat array `values`, which begins at voxel `start`. Raises InputError."""
 
 
-class HuSink(Sink):
-    """Receiver of HU: finite float32 values."""
+SinkT = TypeVar("SinkT", bound=Sink)
 
-    def __init__(self, voxels: int, path: Path) -> None:
+
+class HuSink(Sink):
+    """Receiver of HU as float32. `is_whole`: all values are finite, and scanners can have written them."""
+
+    def __init__(self, voxels: int) -> None:
         self.flat = np.empty(voxels, dtype=np.float32)
-        self._path = path
+        self.is_whole = True
 
     def put(self, start: int, values: NDArray[Any]) -> None:
         part = self.flat[start : start + values.size]
         with np.errstate(over="ignore", invalid="ignore"):
             part[...] = values
         # minimum and maximum propagate NaN and need no array of flags
-        if values.dtype.kind == "f" and not np.isfinite([part.min(), part.max()]).all():
-            bad = int(np.count_nonzero(~np.isfinite(part)))
-            raise InputError(self._path, f"voxels are NaN or infinite ({bad} found before reading stopped)")
+        self.is_whole = self.is_whole and is_stored(float(part.min()), float(part.max()))
 
 
 class LabelSink(Sink):

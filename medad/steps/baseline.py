@@ -12,12 +12,12 @@ from scipy import ndimage
 from medad.base.robust import MAD_TO_SD
 from medad.cohort.datasets import LabelledScan
 from medad.config.liver import EvaluationSettings, PostprocessSettings
-from medad.ct.io import read_scan
 from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import bounding_box, postprocess
 from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import PREPARED, load_prepared
 from medad.steps.cases import UNNAMED_CASE, read_truth
+from medad.steps.read_case import read_case_scan
 
 THRESHOLD_SDS = 3.0
 """Threshold for tumour, in robust standard deviations from the median. It uses no label."""
@@ -85,7 +85,7 @@ def baseline_case(
     """
     ready = load_prepared(prepared / PREPARED)
     truth, liver = read_truth(case, ready.geometry, "no tumour label to evaluate against")
-    hu = read_scan(case.scan, affine_from=case.affine_from).hu
+    hu = read_case_scan(case).hu
     box = bounding_box(liver)
     assert box is not None, "a prepared case contains liver"
     x, y, z = (sigma_mm / spacing for spacing in ready.geometry.canonical_spacing_mm)

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from medad.base.errors import InputError
+from medad.config.header import HeaderSettings
 from medad.config.liver import PreprocessSettings
 from medad.ct.io import Geometry, read_labels, read_labels_on, read_scan, require_liver, write_grey
 from medad.slices.grid import Slices, slice_grid, slice_volume
@@ -23,53 +24,76 @@ SLICES, EQUALISED = "slices.safetensors", "equalised.safetensors"
 """File of each step. The names differ, so that one folder can have the results of all steps."""
 
 
-def _read_grey(source: Path) -> tuple[ndarray, Geometry]:
-    labels = read_labels(source)
+def _read_grey(source: Path, header: HeaderSettings) -> tuple[ndarray, Geometry]:
+    labels = read_labels(source, affine_from=header.affine_from, spacing_mm=header.spacing_mm)
     if labels.values.dtype != np.uint8:
         raise InputError(source, "expected a grey image 0..255, as written by the window step")
     return labels.values, labels.geometry
 
 
-def _read_liver(geometry: Geometry, liver: Path | None, liver_labels: tuple[int, ...]) -> Bool[ndarray, "X Y Z"]:
+def _read_liver(
+    geometry: Geometry, liver: Path | None, liver_labels: tuple[int, ...], header: HeaderSettings
+) -> Bool[ndarray, "X Y Z"]:
     if liver is None:
         raise InputError("--liver", "this step needs a liver mask on the image's grid")
-    return require_liver(read_labels_on(geometry, liver)[0], liver_labels, liver)
+    labels, _ = read_labels_on(geometry, liver, **header.model_dump(), liver_labels=liver_labels)
+    return require_liver(labels, liver_labels, liver)
 
 
 def step_window(
-    source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
+    source: Path,
+    liver: Path | None,
+    liver_labels: tuple[int, ...],
+    settings: PreprocessSettings,
+    header: HeaderSettings,
+    out: Path,
 ) -> None:
     """Write window.nii.gz from a CT: `window_hu` mapped to 0..255, on the scan's grid. The liver is not used."""
     del liver, liver_labels
-    volume = read_scan(source)
+    volume = read_scan(source, affine_from=header.affine_from, spacing_mm=header.spacing_mm)
     write_grey(out / WINDOWED, window(volume.hu, settings.window_hu), volume.geometry)
 
 
 def step_roi(
-    source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
+    source: Path,
+    liver: Path | None,
+    liver_labels: tuple[int, ...],
+    settings: PreprocessSettings,
+    header: HeaderSettings,
+    out: Path,
 ) -> None:
     """Write roi.nii.gz from a grey image, with zero outside the liver."""
     del settings
-    grey, geometry = _read_grey(source)
-    write_grey(out / ROI, liver_roi(grey, _read_liver(geometry, liver, liver_labels)), geometry)
+    grey, geometry = _read_grey(source, header)
+    write_grey(out / ROI, liver_roi(grey, _read_liver(geometry, liver, liver_labels, header)), geometry)
 
 
 def step_slice(
-    source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
+    source: Path,
+    liver: Path | None,
+    liver_labels: tuple[int, ...],
+    settings: PreprocessSettings,
+    header: HeaderSettings,
+    out: Path,
 ) -> None:
     """Write slices.safetensors from a grey image: the slices that contain liver, resized."""
-    grey, geometry = _read_grey(source)
-    mask = _read_liver(geometry, liver, liver_labels)
+    grey, geometry = _read_grey(source, header)
+    mask = _read_liver(geometry, liver, liver_labels, header)
     grid = slice_grid(mask, geometry.canonical_spacing_mm, settings)
     slices = slice_volume(grey, mask, grid, settings.min_liver_px)
     save_prepared(out / SLICES, slices, geometry, mask)
 
 
 def step_equalise(
-    source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
+    source: Path,
+    liver: Path | None,
+    liver_labels: tuple[int, ...],
+    settings: PreprocessSettings,
+    header: HeaderSettings,
+    out: Path,
 ) -> None:
     """Write equalised.safetensors with the histogram of each slice equalised over its liver pixels."""
-    del liver, liver_labels
+    del liver, liver_labels, header
     prepared = load_prepared(source, with_liver=True)
     assert prepared.liver is not None
     old = prepared.slices

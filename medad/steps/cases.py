@@ -29,8 +29,8 @@ from medad.ct.io import (
     Geometry,
     Volume,
     check_hu,
+    check_padding,
     read_labels,
-    read_labels_on,
     read_scan,
     require_liver,
     source_digest,
@@ -42,6 +42,7 @@ from medad.organ.exclusion import without
 from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import PREPARED, load_prepared, save_prepared
 from medad.slices.preprocess import grey_per_hu, prepare
+from medad.steps.read_case import read_case_labels, read_case_scan
 
 SLICES, TRUTH, CASE = "slices.safetensors", "truth.safetensors", "case.json"
 MASK, PROBABILITY, LESIONS = "mask.nii.gz", "probability.nii.gz", "lesions.json"
@@ -58,14 +59,12 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 def _read_case(case: LabelledScan) -> tuple[Volume, ndarray, Bool[ndarray, "X Y Z"], float, list[str]]:
     """Return scan, label values, liver mask, median HU of the liver, and warnings."""
-    if case.label is None:
-        raise InputError(case.scan, "no liver label next to this scan")
-    volume = read_scan(case.scan, affine_from=case.affine_from)
-    labels, warning = read_labels_on(
-        volume.geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch
-    )
-    liver = require_liver(labels, case.liver_labels, case.label)
-    return volume, labels.values, liver, check_hu(volume, liver, case.scan), [warning] if warning else []
+    volume = read_case_scan(case)
+    labels, warnings = read_case_labels(case, volume.geometry)
+    liver = require_liver(labels, case.liver_labels, case.label or case.scan)
+    check_padding(volume.cleared, liver, case.scan)
+    median_hu = check_hu(volume, liver, case.scan)
+    return volume, labels.values, liver, median_hu, list(dict.fromkeys([*volume.notes, *warnings]))
 
 
 def read_truth(
@@ -78,7 +77,7 @@ def read_truth(
     """
     if case.label is None or case.tumour_label is None:
         raise InputError(case.scan, rule)
-    labels, _ = read_labels_on(geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch)
+    labels, _ = read_case_labels(case, geometry)
     truth: Bool[ndarray, "X Y Z"] = labels.values == case.tumour_label
     return truth, require_liver(labels, case.liver_labels, case.label)
 
@@ -93,13 +92,16 @@ def insert_case(case: LabelledScan, settings: InsertSettings, out: Path) -> None
     volume, _, liver, _, _ = _read_case(case)
     write_json(out / CASE, {FINGERPRINT: liver_fingerprint(volume.hu, liver)})
     rng = np.random.default_rng([settings.seed, int(source_digest(case.scan)[:16], 16)])
-    spacing_mm = volume.geometry.canonical_spacing_mm
+    geometry = volume.geometry
+    if case.spacing_mm is not None or case.affine_from != "agree":
+        geometry = Geometry(geometry.shape, geometry.affine)  # a new header, which reads the same without settings
+    spacing_mm = geometry.canonical_spacing_mm
     hu, tumour, lesions = insert_lesions(volume.hu, liver, spacing_mm, settings, rng, path=case.label or case.scan)
     values = liver.astype(np.uint8) * np.uint8(INSERTED_LIVER)
     values[tumour] = INSERTED_TUMOUR
     scan, label = (out / name for name in INSERTED_FILES)
-    write_hu(scan, np.rint(hu), volume.geometry)
-    write_labels(label, values, volume.geometry)
+    write_hu(scan, np.rint(hu), geometry)
+    write_labels(label, values, geometry)
     write_json(out / LESIONS, {"inserted": True, "lesions": [asdict(lesion) for lesion in lesions]})
 
 

@@ -14,9 +14,10 @@ from medad.base.errors import InputError
 from medad.base.storage import write_bytes
 from medad.cohort.datasets import INSERTED_LIVER, INSERTED_TUMOUR, LabelledScan
 from medad.config.sensitivity import InsertionSettings, MeasureSettings
-from medad.ct.io import Volume, read_labels_on, read_scan, require_liver, source_digest
+from medad.ct.io import Volume, read_scan, require_liver, source_digest
 from medad.evaluation.sensitivity import VolumeRecord, measure_lesions
 from medad.steps.cases import PROBABILITY, prepare_case
+from medad.steps.read_case import read_case_labels, read_case_scan
 from medad.steps.results import Segmenter
 from medad.steps.segment import segment_case
 
@@ -95,12 +96,9 @@ def measure_inserted(
 
 
 def _read_healthy_scan(case: LabelledScan, measure: MeasureSettings) -> tuple[Volume, Bool[np.ndarray, "X Y Z"]]:
-    if case.label is None:
-        raise InputError(case.scan, "no liver label next to this scan")
-    scan = read_scan(case.scan, affine_from=case.affine_from)
-    labels, _ = read_labels_on(
-        scan.geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch
-    )
+    scan = read_case_scan(case)
+    labels, _ = read_case_labels(case, scan.geometry)
+    assert case.label is not None
     if case.tumour_label is not None and (labels.values == case.tumour_label).any():
         rule = f"lesions are inserted into healthy livers, but this label contains tumour ({case.tumour_label})"
         raise InputError(case.label, rule)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from medad.base.errors import InputError
 from medad.cohort.datasets import LabelledScan
-from medad.ct.io import AffineFrom, read_labels_on, read_scan, require_liver, write_mask
+from medad.ct.io import AffineFrom, Spacing, read_scan, require_liver, write_mask
 from medad.organ.checks import check
 from medad.organ.external import model_files
 from medad.organ.finder import Finder, choose_finder, find_liver
+from medad.steps.read_case import read_case_labels, read_case_scan
 
 __all__ = ["CASE", "LIVER", "Finder", "check_case_liver", "choose_finder", "find_case_liver", "model_files"]
 
@@ -18,7 +18,13 @@ LIVER, CASE = "liver.nii.gz", "case.json"
 
 
 def find_case_liver(
-    scan: Path, finder: Finder, out: Path, *, affine_from: AffineFrom = "agree", device: str = "cpu"
+    scan: Path,
+    finder: Finder,
+    out: Path,
+    *,
+    affine_from: AffineFrom = "agree",
+    spacing_mm: Spacing | None = None,
+    device: str = "cpu",
 ) -> None:
     """Find the liver of a scan with the method `finder`.
 
@@ -30,14 +36,14 @@ def find_case_liver(
     InputError
         The scan cannot be read, no liver was found, or its mask is not plausible.
     """
-    volume = read_scan(scan, affine_from=affine_from)
+    volume = read_scan(scan, affine_from=affine_from, spacing_mm=spacing_mm)
     found = find_liver(volume, finder, scan, device)
     write_mask(out / LIVER, found.mask, volume.geometry)
     facts = {
         "method": found.method,
         "sureness": round(found.sureness, 3),
         "liver_ml": round(found.millilitres, 1),
-        "notes": list(found.notes),
+        "notes": [*volume.notes, *found.notes],
     }
     (out / CASE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
@@ -50,13 +56,9 @@ def check_case_liver(case: LabelledScan, out: Path) -> None:
     InputError
         The scan or the mask cannot be read.
     """
-    if case.label is None:
-        raise InputError(case.scan, "no liver label next to this scan")
-    volume = read_scan(case.scan, affine_from=case.affine_from)
-    labels, _ = read_labels_on(
-        volume.geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch
-    )
-    mask = require_liver(labels, case.liver_labels, case.label)
+    volume = read_case_scan(case)
+    labels, _ = read_case_labels(case, volume.geometry)
+    mask = require_liver(labels, case.liver_labels, case.label or case.scan)
     checked = check(volume.hu, mask, volume.geometry.canonical_spacing_mm)
     facts = {"warnings": list(checked.problems)}
     (out / CASE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from flows.liver import training_steps
 from flows.store.step import Call
 from medad.base.errors import CaseFailure, InputError
 from medad.cohort.datasets import Case
+from medad.config.header import HeaderSettings
 from medad.config.liver import parse
 from medad.steps.trained import Part
 from tests.flows.liver_calls import BASE, calls_of, changed_in, key, keys_of, ref, report_of, result_of
@@ -61,11 +62,11 @@ def test_every_artifact_that_goes_in_matters(case: Case, job: str, fields: tuple
 
 def every_call(case: Case, folder: Path) -> list[Call]:
     """Return one call of each step."""
-    settings = parse(BASE, source="test")
+    settings, header, by_hand = parse(BASE, source="test"), HeaderSettings(), liver_steps.hand_step
     more: list[Call] = [
         training_steps.adopt(Part("restoration", folder)),
-        *(liver_steps.hand_step(name, case.scan, case.label, (1,), settings.preprocess) for name in ("window", "roi")),
-        *(liver_steps.hand_step(name, case.scan, None, (1,), settings.preprocess) for name in ("slice", "equalise")),
+        *(by_hand(name, case.scan, case.label, (1,), settings.preprocess, header) for name in ("window", "roi")),
+        *(by_hand(name, case.scan, None, (1,), settings.preprocess, header) for name in ("slice", "equalise")),
     ]
     return [*calls_of(settings, case).values(), *more]
 

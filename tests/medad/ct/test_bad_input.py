@@ -143,10 +143,10 @@ def test_a_header_that_promises_the_moon_takes_no_memory(tmp_path: Path) -> None
         ([(DIM, "<i2", [0, 6, 5, 4])], "sizes are invalid"),
         ([(DIM, "<i2", [3, 6, -5, 4])], "sizes are invalid"),
         ([(DIM, "<i2", [3, 6, 0, 4])], "sizes are invalid"),
-        ([(PIXDIM + 4, "<f4", 0.0)], "voxel size must be above 0"),
-        ([(PIXDIM + 8, "<f4", -1.0)], "voxel size must be above 0"),
-        ([(PIXDIM + 12, "<f4", np.nan)], "voxel size must be above 0"),
-        ([(PIXDIM + 12, "<f4", np.inf)], "voxel size must be above 0"),
+        ([(PIXDIM + 4, "<f4", 0.0), (SFORM_CODE, "<i2", 0)], "voxel size must be above 0"),
+        ([(PIXDIM + 8, "<f4", -1.0), (SFORM_CODE, "<i2", 0)], "voxel size must be above 0"),
+        ([(PIXDIM + 12, "<f4", np.nan), (SFORM_CODE, "<i2", 0)], "voxel size must be above 0"),
+        ([(PIXDIM + 12, "<f4", np.inf), (SFORM_CODE, "<i2", 0)], "voxel size must be above 0"),
         ([(SROW_X, "<f4", np.zeros(4))], "voxel size must be above 0"),
         ([(SROW_X, "<f4", [np.nan, 0, 0, 0])], "NaN"),
         ([(SROW_X, "<f4", [-1.0, 0.1, 0, 0]), (QFORM_CODE, "<i2", 0)], "sheared"),
@@ -154,7 +154,10 @@ def test_a_header_that_promises_the_moon_takes_no_memory(tmp_path: Path) -> None
         ([(SROW_X + 12, "<f4", 0.5)], "sform and qform differ by up to 0.5 voxels"),
         ([(QFORM_CODE, "<i2", 0), (PIXDIM + 4, "<f4", 1.5)], "by sform but .* by pixdim"),
         ([(QFORM_CODE, "<i2", [0, 0])], "no affine"),
-        ([(QUATERN_B, "<f4", [2.0, 2.0, 2.0])], "qform is not a rotation"),
+        ([(QUATERN_B, "<f4", [2.0, 2.0, 2.0]), (SFORM_CODE, "<i2", 0)], "qform is not a rotation"),
+        ([(SROW_X, "<f4", np.zeros(12)), (QFORM_CODE, "<i2", 0)], "all values of the sform are 0"),
+        ([(SROW_X, "<f4", [-0.01, 0, 0, 0]), (QFORM_CODE, "<i2", 0)], "voxel size must be 0.05 to 25 mm"),
+        ([(SROW_X + 20, "<f4", -50.0), (QFORM_CODE, "<i2", 0)], "voxel size must be 0.05 to 25 mm"),
         ([(XYZT_UNITS, "u1", 1)], "expected mm"),
         ([(XYZT_UNITS, "u1", 3)], "expected mm"),
         ([(SCL_SLOPE, "<f4", np.inf)], "wrong rescale slope"),
@@ -193,13 +196,13 @@ def test_labels_that_are_no_whole_numbers(tmp_path: Path) -> None:
 
 def test_label_of_another_shape_or_place(tmp_path: Path) -> None:
     scan = io.read_scan(save(tmp_path / "scan.nii.gz", values())).geometry
-    cut = save(tmp_path / "cut.nii.gz", values()[:, :, :3])
+    large = save(tmp_path / "large.nii.gz", np.zeros((6, 5, 5), np.int16))
     shifted = LPS.copy()
     shifted[0, 3] = 7
     moved = save(tmp_path / "moved.nii.gz", values(), shifted)
-    rule = "shape mismatch: the label has 6 x 5 x 3 voxels, the scan 6 x 5 x 4"
-    refused(cut, rule, functools.partial(io.read_labels_on, scan))
-    refused(cut, rule, functools.partial(io.read_labels_on, scan, affine_mismatch="warn"))
+    rule = "shape mismatch: the label has 6 x 5 x 5 voxels, the scan 6 x 5 x 4"
+    refused(large, rule, functools.partial(io.read_labels_on, scan))
+    refused(large, rule, functools.partial(io.read_labels_on, scan, affine_mismatch="warn"))
     refused(moved, "affine mismatch: .* 7 voxels", functools.partial(io.read_labels_on, scan))
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from medad.base.errors import InputError
 from medad.ct import io
 from medad.ct.dicom_write import write_dicom
+from medad.ct.geometry import GridMatch, match_grids
 from medad.ct.io import Geometry
 from tests.medad.ct_volumes import (
     NAMES,
@@ -96,7 +97,7 @@ def test_metaimage_lies_where_simpleitk_says(tmp_path: Path, axes: Any, signs: A
         np.testing.assert_allclose(
             mask.TransformIndexToPhysicalPoint(index), image.TransformIndexToPhysicalPoint(index), atol=1e-4
         )
-    assert io.check_same_grid(volume.geometry, io.read_labels(tmp_path / "mask.nii.gz").geometry, tmp_path) is None
+    assert match_grids(volume.geometry, io.read_labels(tmp_path / "mask.nii.gz").geometry, tmp_path) == GridMatch()
 
 
 @pytest.mark.parametrize("compress", [False, True], ids=["raw", "compressed"])
@@ -210,19 +211,24 @@ def geometry_of(affine: NDArray[np.float64], shape: tuple[int, int, int] = (64, 
     return Geometry(shape, affine)
 
 
-def test_rounding_is_no_mismatch_and_half_a_voxel_is() -> None:
+def test_rounding_is_no_mismatch_and_more_than_half_a_voxel_is() -> None:
     affine = orientation_affine((0, 1, 2), (-1, -1, 1), 8)
     label = Path("label.nii.gz")
     for noise in (1e-7, 1e-4):
         moved = affine * (1 + noise)
-        assert io.check_same_grid(geometry_of(affine), geometry_of(moved), label) is None
+        assert match_grids(geometry_of(affine), geometry_of(moved), label) == GridMatch()
     affine = orientation_affine((0, 1, 2), (-1, -1, 1))
     moved = affine.copy()
     moved[2, 3] += SPACING[2] / 2
-    with pytest.raises(InputError, match=r"label\.nii\.gz: affine mismatch: .* 0\.5 voxels"):
-        io.check_same_grid(geometry_of(affine), geometry_of(moved), label)
-    warning = io.check_same_grid(geometry_of(affine), geometry_of(moved), label, affine_mismatch="warn")
-    assert "affine mismatch" in str(warning)
+    half = match_grids(geometry_of(affine), geometry_of(moved), label)
+    assert "rounded: its grid is up to 0.5 voxels away" in str(half.warning)
+    assert not half.by_index
+    moved[2, 3] += SPACING[2] / 10
+    with pytest.raises(InputError, match=r"label\.nii\.gz: affine mismatch: .* 0\.6 voxels.*--affine-mismatch warn"):
+        match_grids(geometry_of(affine), geometry_of(moved), label)
+    forced = match_grids(geometry_of(affine), geometry_of(moved), label, affine_mismatch="warn")
+    assert "affine mismatch" in str(forced.warning)
+    assert forced.by_index
 
 
 def test_one_grid_stored_in_two_orders_is_one_grid(tmp_path: Path) -> None:

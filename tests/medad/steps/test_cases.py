@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from medad.base.errors import InputError
 from medad.cohort.datasets import LabelledScan, find_cases
 from medad.cohort.phantom import write_btcv_phantoms, write_lits_phantoms
+from medad.config.header import HeaderSettings
 from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
@@ -105,7 +106,7 @@ def test_four_steps_by_hand_equal_prepare(healthy: LabelledScan, tmp_path: Path)
     source = healthy.scan
     for name, step in (("window", step_window), ("roi", step_roi), ("slice", step_slice), ("equalise", step_equalise)):
         out = _folder(tmp_path / name)
-        step(source, healthy.label, (6,), PREPROCESS, out)
+        step(source, healthy.label, (6,), PREPROCESS, HeaderSettings(), out)
         source = next(out.iterdir())
     whole, by_hand = load_prepared(tmp_path / "prepared.safetensors"), load_prepared(source)
     np.testing.assert_array_equal(by_hand.slices.pixels, whole.slices.pixels)
@@ -114,9 +115,9 @@ def test_four_steps_by_hand_equal_prepare(healthy: LabelledScan, tmp_path: Path)
 
 def test_steps_name_what_is_missing(healthy: LabelledScan, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs a liver mask"):
-        step_roi(healthy.label or tmp_path, None, (6,), PREPROCESS, tmp_path)
+        step_roi(healthy.label or tmp_path, None, (6,), PREPROCESS, HeaderSettings(), tmp_path)
     with pytest.raises(InputError, match="expected a grey image"):
-        step_roi(healthy.scan, healthy.label, (6,), PREPROCESS, tmp_path)
+        step_roi(healthy.scan, healthy.label, (6,), PREPROCESS, HeaderSettings(), tmp_path)
 
 
 def test_segmentation_lies_on_the_scans_grid(
