@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medad.base.errors import InputError
 from medad.base.storage import reading
 from medad.ct.dicom_files import is_dicom
-from medad.ct.geometry import GRID_TOLERANCE_VOXELS, ROUNDING_TOLERANCE_VOXELS, Geometry, check_affine
+from medad.ct.geometry import GRID_TOLERANCE_VOXELS, Geometry, check_affine
 from medad.ct.itk import affine_from_itk, check_files, header_text, read_itk, silence_itk_warnings
 from medad.ct.segments import Segment, choose_segments
 from medad.ct.voxels import LabelSink
@@ -31,6 +31,8 @@ SEG, LABELMAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 _MASKS = (SEG, LABELMAP, RTSTRUCT)
 _LIVER_CODES = (("SCT", "10200004"), ("SRT", "T-62000"), ("99SDM", "T-62000"))
+_FRAME_TOLERANCE_VOXELS = 0.45
+"""Largest distance of a frame's pixels from voxels of the scan. At half a voxel the nearest one would be ambiguous."""
 _CONTOUR_TOLERANCE_VOXELS = 0.25
 """Largest distance of a contour from the middle of its slice."""
 _UNREADABLE = (
@@ -174,7 +176,7 @@ def _place(
         float(np.abs(first + i * row + j * column - (steps[0] + i * steps[1] + j * steps[2])).max()) for i, j in corners
     )
     # opposite signs or the same axis twice cannot give two axes of the grid
-    if distance > ROUNDING_TOLERANCE_VOXELS or sorted(np.abs(steps[1] + 2 * steps[2]).tolist()) != [0, 1, 2]:
+    if distance > _FRAME_TOLERANCE_VOXELS or sorted(np.abs(steps[1] + 2 * steps[2]).tolist()) != [0, 1, 2]:
         raise InputError(path, f"the segmentation is up to {distance:.3g} voxels away from the scan's grid")
     if distance > GRID_TOLERANCE_VOXELS:
         notes["the grid of the segmentation is rounded; its frames were put on the nearest voxels of the scan"] = None

@@ -17,6 +17,7 @@ window. The upper end is that of the extended scale, for metal."""
 MEASURED_HU = (-32768.0, 32767.0)
 """Range of values that can be a measurement inside the body, although no scanner writes them as HU."""
 _BODY_HU = -300.0
+_SMALLEST_PART = 0.01
 _LARGEST_SHARE = 0.5
 
 
@@ -28,8 +29,8 @@ def is_stored(low: float, high: float) -> bool:
 def clear_padding(hu: Float32[np.ndarray, "X Y Z"], path: Path) -> tuple[Bool[np.ndarray, "X Y Z"], list[str]]:
     """Set voxels without a measurement to air, in place, if they lie outside the body.
 
-    The body is the largest connected region above -300 HU, with its holes in each slice, and all that lies between
-    two of its slices. Finite values inside the body stay as they are.
+    The body is all large connected regions above -300 HU, with their holes in each slice, and what lies between two
+    of their slices. Finite values inside the body stay as they are.
 
     Parameters
     ----------
@@ -89,7 +90,8 @@ def _body(hu: Float32[np.ndarray, "X Y Z"], unknown: Bool[np.ndarray, "X Y Z"]) 
         return np.zeros(hu.shape, dtype=np.bool_)
     sizes = np.bincount(labelled.ravel())
     sizes[0] = 0
-    body: Bool[np.ndarray, "X Y Z"] = labelled == int(sizes.argmax())
+    # a missing plane cuts the body in two
+    body: Bool[np.ndarray, "X Y Z"] = (sizes >= _SMALLEST_PART * sizes.max())[labelled]
     del labelled
     below = np.logical_or.accumulate(body, axis=2)
     above = np.logical_or.accumulate(body[:, :, ::-1], axis=2)[:, :, ::-1]
