@@ -65,7 +65,8 @@ def _read_case(case: LabelledScan) -> tuple[Volume, ndarray, Bool[ndarray, "X Y 
         volume.geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch
     )
     liver = require_liver(labels, case.liver_labels, case.label)
-    return volume, labels.values, liver, check_hu(volume, liver, case.scan), [warning] if warning else []
+    warnings = [*volume.notes, *([warning] if warning else [])]
+    return volume, labels.values, liver, check_hu(volume, liver, case.scan), warnings
 
 
 def read_truth(
