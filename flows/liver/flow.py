@@ -6,7 +6,10 @@ breaks a rule is left out and listed as a failure. The report is written even if
 
 from __future__ import annotations
 
+import os
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,8 @@ class SegmentRequest(BaseModel):
     model: PrivatePath
     """Folder of an earlier run."""
     out: PrivatePath
+    original_names: bool = False
+    """Whether the files in the run folder are named after the scans. The report and Prefect have pseudonyms."""
 
 
 class LiverMaskRequest(BaseModel):
@@ -170,6 +175,8 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
             continue
         cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, pseudonymous=True)
     stages.record_pseudonyms(list(cases.values()))
+    if request.original_names:
+        stages.names = file_names({case_id: case.scan for case_id, case in cases.items()})
     found = find_livers(stages, list(cases.values()), data.affine_from, request.liver_model, trust=request.trust)
     stages.runner.notes += mask_notes(stages.liver_masks)
     ready = stages.prepare_cases(found, data)
@@ -178,6 +185,20 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
     model = stages.adopt(request.model)
     results = [] if model is None else stages.segment_and_evaluate(ready, model, data)
     return stages.finish(request.out, results, model, (), started, private=True)
+
+
+def file_names(scans: Mapping[str, Path]) -> dict[str, str]:
+    """Return a unique file name without ending for each case, made of its scan's name. The keys are case ids."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for case_id, scan in scans.items():
+        stem = os.fsencode(scan.name).decode("utf-8", "replace")
+        stem = re.sub(r"\.(nii(\.gz)?|mhd|mha|nrrd|nhdr|zip|dcm|ima)$", "", stem, flags=re.IGNORECASE)
+        stem = re.sub(r"[^\w.+-]+", "_", stem).strip("._")[:80] or "scan"
+        name = next(each for each in (stem, f"{stem}_{case_id}") if each.casefold() not in taken)
+        taken.add(name.casefold())
+        names[case_id] = name
+    return names
 
 
 @define_flow("liver-mask", "liver mask")
