@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from flows.cli.liver_options import (
     Base,
     Config,
     DefaultModel,
+    Devices,
     LiverLabel,
     Model,
     Seed,
@@ -39,6 +40,7 @@ from flows.cli.options import (
     print_and_exit,
     run_flow,
 )
+from flows.cli.scan_folders import expand_folders
 from flows.cli.series import SeriesName, choose_scans, series
 from medad.base.errors import ConfigError
 
@@ -274,6 +276,11 @@ def segment(
     affine_from: AffineFrom = None,
     affine_mismatch: AffineMismatch = None,
     spacing_mm: SpacingMm = None,
+    names: Annotated[
+        Literal["pseudonyms", "original"],
+        typer.Option(help="Names of the files in OUT: pseudonyms, or the names of the scans' files."),
+    ] = "pseudonyms",
+    devices: Devices = None,
     overrides: Set = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
@@ -284,11 +291,14 @@ def segment(
     """Segment scans with a trained model.
 
     Finds the liver of each scan, or takes the masks given with --liver, on the scan's grid. Writes tumour masks, tumour
-    probabilities and a report to OUT, and the livers that it found to OUT/liver_masks. No tumour labels are needed.
-    Cases get pseudonyms.
+    probabilities, lesion tables and a report to OUT, and the livers that it found to OUT/liver_masks. No tumour labels
+    are needed. SCAN can be a folder of volumes, and --liver a folder of masks with the same names.
+
+    Cases get pseudonyms. With --names original the files in OUT have the names of the scans.
     """
     prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
     masks: list[Path] = [] if liver in (None, [Path("auto")]) else liver or []
+    scans, masks = expand_folders(scans, masks)
     if masks and len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
     from flows.liver.run_folder import settings_of_run, settings_with_changes
@@ -300,7 +310,7 @@ def segment(
     if run.resolve() == out.resolve():
         raise ConfigError(f"{out}: would be overwritten; give another folder than the model's")
     of_model = settings_of_run(run)
-    wanted = parse_overrides(overrides)
+    wanted = parse_overrides(overrides, gpus=devices)
     settings = settings_with_changes(of_model, wanted, model=run, source="--set")
     # the given scans replace the test data of the model's run, which may have inserted lesions
     data = DatasetSettings(
@@ -323,6 +333,7 @@ def segment(
         trust=trust,
         model=run.absolute(),
         out=ensure_writable(out),
+        original_names=names == "original",
     )
     print_and_exit(
         run_flow(segment_flow, request=request, settings=settings, refresh=refresh, dry_run=dry_run), as_json=as_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +43,24 @@ Base = Annotated[
 
 LiverLabel = Annotated[
     list[int] | None, typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: 1.")
+]
+
+
+def _gpus(text: str) -> object:
+    """Return the setting `gpus` of a device's name, as `cpu`, `gpu`, `gpu:1` or `gpu:0,1`."""
+    if text in ("cpu", "auto"):
+        return text
+    match = re.fullmatch(r"(gpu|cuda)(:(\d+(,\d+)*))?", text)
+    if match is None:
+        raise typer.BadParameter("expected cpu, gpu, gpu:N or auto")
+    return tuple(int(number) for number in (match.group(3) or "0").split(","))
+
+
+Devices = Annotated[
+    Any,
+    typer.Option(
+        "--device", "-d", metavar="DEVICE", parser=_gpus, help="Device: cpu, gpu, gpu:N or auto. Default: the model's."
+    ),
 ]
 
 

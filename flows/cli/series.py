@@ -68,10 +68,10 @@ def table_lines(found: Iterable[Series]) -> list[str]:
 def choose_scans(scans: Sequence[Path], masks: Sequence[Path | None], name: str | None) -> list[Path]:
     """Return the series of each scan. A scan without a choice stays as it is, and its reading reports why.
 
-    The series of an export are printed if none could be chosen.
+    Prints the series of an export of which none could be chosen, and what was passed over.
     """
     from flows.liver.series import SeriesChooser
-    from medad.ct.dicom_choice import SeveralSeriesError
+    from medad.ct.dicom_choice import SeveralSeriesError, choose_series, is_series
 
     choose = SeriesChooser(name=name)
     chosen = []
@@ -79,6 +79,8 @@ def choose_scans(scans: Sequence[Path], masks: Sequence[Path | None], name: str 
         path = scan.absolute()
         try:
             path = choose(path, mask)
+            if is_series(path) and (note := choose_series(path)[1].note):
+                terminal.line(f"{scan}: {note}")
         except SeveralSeriesError as error:
             for line in table_lines(error.series):
                 terminal.line(line)

@@ -6,6 +6,9 @@ lock of the device's slot too. It ends when its flow's process ends, even if tha
 replaced. So it is after a training on the CPU, which has a lower priority than the short steps beside it.
 
 If memory runs out, the step is retried with half the batch size, again and again, and at last on the CPU.
+
+Steps that read files of others run in such children too, without a device. If native code crashes on a file, hangs or
+takes all memory, only this case fails.
 """
 
 from __future__ import annotations
@@ -26,13 +29,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.devices.progress import progress_callback
-from flows.devices.slots import Device, Slot
+from flows.devices.slots import CPU, Device, Slot
 from flows.devices.waiting import call_slot
 from flows.devices.worker import IDLE_S, Order, worker_main
 from flows.machine.stopping import StoppedError, stopping
 from flows.store.artifacts import BuildRecord
 from flows.store.step import Call
-from medad.base.errors import ConfigError, LimitError
+from medad.base.errors import ConfigError, InputError, LimitError
 from medad.base.settings import Gpus
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 
 
 POLL_S = 0.2
+READING_HOURS = 0.25
+"""Time limit of a step that only reads and prepares files."""
 KILLED_FOR_MEMORY = -signal.SIGKILL
 """Exit code of a process that was killed. The kernel does this when the machine is out of memory."""
 PRELOADED = ("flows.devices.worker", "flows.liver.steps", "flows.zsad.steps", "torch")
@@ -59,12 +64,14 @@ DAEMON_WORKER_RULE = (
 )
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([*PRELOADED, *(name for name in MAIN_PACKAGES if _main_program_is(name))])
+_preloaded_main = [name for name in MAIN_PACKAGES if _main_program_is(name)]
+_context.set_forkserver_preload(_preloaded_main)
 
 
 def preload_libraries() -> None:
     """Start the fork server unless it runs. Return at once, while the server loads the libraries."""
     if not multiprocessing.current_process().daemon:
+        _context.set_forkserver_preload([*PRELOADED, *_preloaded_main])
         forkserver.ensure_running()
         _collect_helpers()
 
@@ -144,13 +151,13 @@ def _clear_folder(folder: Path) -> None:
 
 
 class _Worker:
-    """A process that computes steps on one device (`flows.devices.worker`)."""
+    """A process that computes steps on one device (`flows.devices.worker`). None: it reads files, on the CPU."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device | None) -> None:
         self.connection, other = _context.Pipe()
-        self.process = _context.Process(target=worker_main, args=(other, device), name=device.name, daemon=True)
+        used, quiet = device or CPU, device is None
+        self.process = _context.Process(target=worker_main, args=(other, used, quiet), name=used.name, daemon=True)
         self.steps = 0
-        self.step = ""
         self.idle_since = time.monotonic()
         self.process.start()
         other.close()
@@ -160,13 +167,15 @@ class _Worker:
         """Return whether the process still waits for an order."""
         return time.monotonic() - self.idle_since < IDLE_S / 2 and self.process.is_alive()
 
-    def send(self, order: Order, slot: Slot) -> None:
-        """Send an order, after the lock of its slot and its ticket."""
+    def send(self, order: Order, slot: Slot | None) -> None:
+        """Send an order, after the lock of its slot and its ticket if it has a slot."""
         assert self.process.pid is not None
         self.steps += 1
-        self.step = order.call.step.name
-        slot.ticket.add_process(self.process.pid)
-        for descriptor in (slot.descriptor, slot.ticket.descriptor):
+        handles = () if slot is None else (slot.descriptor, slot.ticket.descriptor)
+        if slot is not None:
+            slot.ticket.add_process(self.process.pid)
+        self.connection.send(len(handles))
+        for descriptor in handles:
             reduction.send_handle(self.connection, descriptor, self.process.pid)
         self.connection.send(order)
 
@@ -176,56 +185,84 @@ class _Worker:
         self.connection.close()
 
 
-_idle: dict[Device, _Worker] = {}
-"""Processes that wait for the next step, at most one for each device."""
+_idle: dict[Device | None, list[_Worker]] = {}
+"""Processes that wait for the next step, by device. None: processes that read, as many as have read at a time."""
 _idle_lock = threading.Lock()
 os.register_at_fork(after_in_child=_idle.clear)
 
 
-def _idle_worker(device: Device) -> _Worker | None:
-    """Return the process of a device that waits, if there is one."""
-    with _idle_lock:
-        worker = _idle.pop(device, None)
-    if worker is None or worker.is_fresh:
-        return worker
-    worker.end()
-    return None
+def _idle_worker(device: Device | None) -> _Worker | None:
+    """Return a process that waits for a step on a device, if there is one."""
+    while True:
+        with _idle_lock:
+            waiting = _idle.get(device)
+            if not waiting:
+                return None
+            worker = waiting.pop()
+        if worker.is_fresh:
+            return worker
+        worker.end()
 
 
-def _keep_worker(worker: _Worker, device: Device) -> None:
+def _keep_worker(worker: _Worker, device: Device | None) -> None:
     """Keep a process for the next step on its device."""
     worker.idle_since = time.monotonic()
     with _idle_lock:
-        other = _idle.pop(device, None)
-        _idle[device] = worker
-    if other is not None:
+        waiting = _idle.setdefault(device, [])
+        others = waiting[:] if device is not None else []
+        waiting[:] = [each for each in waiting if each not in others] + [worker]
+    for other in others:
         other.end()
 
 
-def _run_in_child(call: Call, out: Path, key: str, slot: Slot, batch_size: int) -> None:
+reads_apart = True
+"""Whether reading steps run in child processes. Tests that replace parts of a step turn this off."""
+
+
+def can_read_apart(call: Call) -> bool:
+    """Return whether a step reads files of others and this process can start a child for it."""
+    apart = reads_apart and call.step.reads and call.step.kind is None
+    return apart and not multiprocessing.current_process().daemon
+
+
+def read_in_child(call: Call, out: Path, key: str) -> None:
+    """Run a step that reads files of others into the empty folder `out`.
+
+    Raises
+    ------
+    InputError
+        The process that read the files crashed, took more memory than there is, or did not end in time.
+    StoppedError
+        The flow was cancelled or interrupted.
+    """
+    _run_in_child(call, out, key, None, call.batch_size)
+
+
+def _run_in_child(call: Call, out: Path, key: str, slot: Slot | None, batch_size: int) -> None:
     """Run the step once. Return when it is done; raise the error that it raised."""
     if multiprocessing.current_process().daemon:
         raise ConfigError(DAEMON_WORKER_RULE)
     _collect_helpers()
     order = Order(call, out, key, batch_size, dict(os.environ))
-    if (worker := _idle_worker(slot.device)) is not None:
+    device = None if slot is None else slot.device
+    if (worker := _idle_worker(device)) is not None:
         try:
             return _run_in_worker(worker, order, slot)
         except _NotTakenError:
             pass  # the process ended while it waited
-    return _run_in_worker(_Worker(slot.device), order, slot)
+    return _run_in_worker(_Worker(device), order, slot)
 
 
-def _run_in_worker(worker: _Worker, order: Order, slot: Slot) -> None:
+def _run_in_worker(worker: _Worker, order: Order, slot: Slot | None) -> None:
     """Run a step in a process. The process is kept if the step is done and left nothing behind."""
-    step = order.call.step
-    limit_h: float = getattr(order.call.machine.limits, f"{step.kind}_hours")
+    call, step = order.call, order.call.step
+    limit_h: float = READING_HOURS if slot is None else getattr(call.machine.limits, f"{step.kind}_hours")
     is_kept, taken = worker.steps > 0, False
     outcome: tuple[Any, ...] | None = None
     try:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             worker.send(order, slot)
-        with progress_callback(order.call) as on_progress:
+        with progress_callback(call) as on_progress:
             for message in _receive_messages(worker, time.monotonic() + limit_h * 3600):
                 taken = True
                 if message[0] == "progress":
@@ -234,18 +271,20 @@ def _run_in_worker(worker: _Worker, order: Order, slot: Slot) -> None:
                     outcome = message
                     break
     except TimeoutError as error:
+        if slot is None:
+            raise _unreadable(call, f"reading it took longer than {60 * limit_h:g} minutes") from error
         raise LimitError(
             f"stopped at its limit of {limit_h:g} h (limits.{step.kind}_hours)"
             + "; run again to continue from the last checkpoint" * (step.kind == "training")
         ) from error
     finally:
         if outcome == ("done", True):
-            _keep_worker(worker, slot.device)
+            _keep_worker(worker, None if slot is None else slot.device)
         else:
             worker.end()
     if is_kept and not taken:
         raise _NotTakenError
-    _raise_child_error(worker, outcome)
+    _raise_child_error(worker, call, outcome)
 
 
 def _receive_messages(worker: _Worker, deadline: float) -> Iterator[tuple[Any, ...]]:
@@ -266,6 +305,12 @@ def _receive_messages(worker: _Worker, deadline: float) -> Iterator[tuple[Any, .
             raise TimeoutError
 
 
+def _signal_name(code: int | None) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-(code or 0)).name
+    return f"exit code {code}"
+
+
 def _kill_group(process: BaseProcess) -> None:
     """Kill a process and all processes that it started."""
     if process.pid is None:
@@ -277,12 +322,23 @@ def _kill_group(process: BaseProcess) -> None:
     process.join()
 
 
-def _raise_child_error(worker: _Worker, outcome: tuple[Any, ...] | None) -> None:
+def _unreadable(call: Call, rule: str) -> InputError:
+    """Return the error of a case whose files could not be read, with the first of the step's paths."""
+    paths = [path for value in call.arguments.values() for path in (value, getattr(value, "scan", None))]
+    return InputError(next((path for path in paths if isinstance(path, Path)), Path(call.step.name)), rule)
+
+
+def _raise_child_error(worker: _Worker, call: Call, outcome: tuple[Any, ...] | None) -> None:
     """Raise the error of a step that is not done."""
+    code = worker.process.exitcode
+    if call.step.reads and (outcome == ("memory",) or (outcome is None and code == KILLED_FOR_MEMORY)):
+        raise _unreadable(call, "reading it needs more memory than this machine has")
     if outcome is None:
-        if worker.process.exitcode == KILLED_FOR_MEMORY:
+        if code == KILLED_FOR_MEMORY:
             raise _OutOfMemoryError("was killed, probably out of memory, at")
-        raise RuntimeError(f"the process of step {worker.step} ended with exit code {worker.process.exitcode}")
+        if call.step.reads:
+            raise _unreadable(call, f"the program that read it crashed ({_signal_name(code)}); is the file damaged?")
+        raise RuntimeError(f"the process of step {call.step.name} ended with exit code {code}")
     what, *rest = outcome
     if what == "memory":
         raise _OutOfMemoryError("had too little memory for")

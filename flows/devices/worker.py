@@ -1,7 +1,8 @@
-"""The process that computes device steps. It stays between the steps of a run and sees one device.
+"""The process that computes device steps, and steps that read files. It stays between the steps of a run.
 
-It gets an order at a time: a step, the lock of its device and its ticket. It holds both until the step has ended. It
-ends if the flow's process ends, or if no order comes for a while.
+It sees one device and gets an order at a time: a device step with the lock of its device and its ticket, or a reading
+step with neither. It holds both until the step has ended. It ends if the flow's process ends, or if no order comes for
+a while.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from flows.store.step import Call, Place
 
 TRAINING_NICE = 5
 """Added niceness of a training on the CPU, which takes hours and may share the cores with a step that takes seconds."""
+_OOM_SCORE = 500
 IDLE_S = 60.0
 """Time after which a process without an order ends."""
 KEPT_BYTES = 1 << 30
@@ -44,13 +46,22 @@ class Order:
     environment: dict[str, str]
 
 
-def worker_main(connection: Connection, device: Device) -> None:
-    """Compute the orders that come over the connection, until it is closed or idle."""
+def worker_main(connection: Connection, device: Device, quiet: bool) -> None:
+    """Compute the orders that come over the connection, until it is closed or idle.
+
+    A `quiet` process writes nothing: native code that reads a file may quote its header.
+    """
     os.setsid()
+    if quiet:
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (1, 2):
+            os.dup2(null, descriptor)
     _end_with_parent()
+    with contextlib.suppress(OSError):  # if memory runs out, the kernel ends this process before the flow's
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE), encoding="ascii")
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while connection.poll(IDLE_S):
-            held = [reduction.recv_handle(connection) for _ in range(2)]
+            held = [reduction.recv_handle(connection) for _ in range(connection.recv())]
             order: Order = connection.recv()
             connection.send(("taken",))
             answer = _compute(order, device, connection)

@@ -6,8 +6,12 @@ breaks a rule is left out and listed as a failure. The report is written even if
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from pydantic import BaseModel
 
 from flows.liver import split, steps
 from flows.liver.liver_masks import check_livers, find_liver, find_livers, mask_notes
-from flows.liver.stages import Stages
+from flows.liver.stages import ReadyCase, Stages
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
 from flows.privacy.log_filter import path_filter
@@ -46,6 +50,8 @@ class SegmentRequest(BaseModel):
     model: PrivatePath
     """Folder of an earlier run."""
     out: PrivatePath
+    original_names: bool = False
+    """Whether the files in the run folder are named after the scans. The report and Prefect have pseudonyms."""
 
 
 class LiverMaskRequest(BaseModel):
@@ -178,14 +184,39 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
         name = f"{case_id}-{len(again) + 1}" if again else case_id
         cases[name] = Case(name, scan, mask, data.liver_labels or (), None, pseudonymous=True)
     stages.record_pseudonyms(list(cases.values()))
+    if request.original_names:
+        stages.names = file_names({case_id: case.scan for case_id, case in cases.items()})
     found = find_livers(stages, list(cases.values()), data, request.liver_model, trust=request.trust)
     stages.runner.notes += mask_notes(stages.liver_masks)
     ready = stages.prepare_cases(found, data)
+    show_warnings(ready)
     if request.liver_masks:
         check_livers(stages, [each.case for each in ready], data)
     model = stages.adopt(request.model)
     results = [] if model is None else stages.segment_and_evaluate(ready, model, data)
     return stages.finish(request.out, results, model, (), started, private=True)
+
+
+def file_names(scans: Mapping[str, Path]) -> dict[str, str]:
+    """Return a unique file name without ending for each case, made of its scan's name. The keys are case ids."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for case_id, scan in scans.items():
+        stem = os.fsencode(scan.name).decode("utf-8", "replace")
+        stem = re.sub(r"\.(nii(\.gz)?|mhd|mha|nrrd|nhdr|zip|dcm|ima)$", "", stem, flags=re.IGNORECASE)
+        stem = re.sub(r"[^\w.+-]+", "_", stem).strip("._")[:80] or "scan"
+        name = next(each for each in (stem, f"{stem}_{case_id}") if each.casefold() not in taken)
+        taken.add(name.casefold())
+        names[case_id] = name
+    return names
+
+
+def show_warnings(cases: Sequence[ReadyCase]) -> None:
+    """Show the warnings of prepared cases on the user's terminal."""
+    for each in cases:
+        if (file := each.prepared.folder() / "case.json").is_file():  # a dry run has none
+            for warning in json.loads(file.read_text(encoding="utf-8"))["warnings"]:
+                terminal.line(f"{each.case.id}: {warning}")
 
 
 @define_flow("liver-mask", "liver mask")

@@ -17,11 +17,16 @@ LIVER_MASK = Step(
     "liver-mask",
     1,
     "medad.steps.liver_mask:find_case_liver",
-    ("nibabel", "numpy", "SimpleITK", "monai", "safetensors", "scipy", "torch"),
+    ("nibabel", "numpy", "pydicom", "SimpleITK", "monai", "safetensors", "scipy", "torch"),
     files=("medad/organ/liver.safetensors",),
+    reads=True,
 )
 CHECK_LIVER = Step(
-    "liver-check", 1, "medad.steps.liver_mask:check_case_liver", ("nibabel", "numpy", "SimpleITK", "scipy", "torch")
+    "liver-check",
+    1,
+    "medad.steps.liver_mask:check_case_liver",
+    ("nibabel", "numpy", "pydicom", "SimpleITK", "scipy", "torch"),
+    reads=True,
 )
 
 LIVER_FILE, FOUND_LABELS = "liver.nii.gz", (1,)

@@ -1,6 +1,8 @@
 """The files of a liver run folder: which ones the flow writes, and reading them back.
 
 masks/<case>.nii.gz, probabilities/<case>.nii.gz    on each scan's own grid.
+lesions/<case>.json                                 each lesion: volume, diameter, HU, place, probability.
+statistics.csv                                      one row per case.
 liver_masks/<case>.nii.gz                           if the liver was found.
 inserted/<case>/scan.nii.gz, label.nii.gz            if lesions were inserted.
 model/                  parts of the model, see `medad.steps.trained`.
@@ -25,6 +27,14 @@ from medad.steps.adopt import CURVE
 from medad.steps.results import CaseResult, Model
 from medad.steps.trained import MODEL_FOLDER, NETS, TrainedModel, parts_of
 
+CASE_FILES = {
+    "mask.nii.gz": "masks/{}.nii.gz",
+    "probability.nii.gz": "probabilities/{}.nii.gz",
+    "lesions.json": "lesions/{}.json",
+}
+"""Files of a segmented case -> their names in the run folder."""
+LIVER_MASK_FILE = "liver_masks/{}.nii.gz"
+
 
 @dataclass(frozen=True)
 class UsedCase:
@@ -37,15 +47,23 @@ class UsedCase:
     """Digest of the patient, keyed with the machine's secret. None if no text names the patient."""
 
 
-def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], model: Model[Ref] | None) -> tuple[FileCopy, ...]:
-    """Return all files of a liver run, each with the artifact that it is copied from."""
+def copies(
+    report: Ref | None,
+    results: Iterable[CaseResult[Ref]],
+    model: Model[Ref] | None,
+    names: Mapping[str, str] | None = None,
+) -> tuple[FileCopy, ...]:
+    """Return all files of a liver run, each with the artifact that it is copied from.
+
+    `names` has names for the files of cases. A case without one has its id.
+    """
     found = copies_of(report, "report.html", "report.json", "preview.png")
     for each in results:
         assert each.segmented is not None, "a finished case is segmented"
-        found.append(FileCopy(each.segmented, "mask.nii.gz", f"masks/{each.case_id}.nii.gz"))
-        found.append(FileCopy(each.segmented, "probability.nii.gz", f"probabilities/{each.case_id}.nii.gz"))
+        name = (names or {}).get(each.case_id, each.case_id)
+        found += [FileCopy(each.segmented, file, target.format(name)) for file, target in CASE_FILES.items()]
         if each.inserted is not None:
-            found += [FileCopy(each.inserted, name, f"inserted/{each.case_id}/{name}") for name in INSERTED_FILES]
+            found += [FileCopy(each.inserted, file, f"inserted/{name}/{file}") for file in INSERTED_FILES]
     for part in parts_of(model) if model is not None else []:
         folder = Path(MODEL_FOLDER, part.place)
         found.append(FileCopy(part.folder, part.file, (folder / part.file).as_posix()))
@@ -54,9 +72,10 @@ def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], model: Model[
     return tuple(found)
 
 
-def mask_copies(masks: Mapping[str, Ref]) -> tuple[FileCopy, ...]:
+def mask_copies(masks: Mapping[str, Ref], names: Mapping[str, str] | None = None) -> tuple[FileCopy, ...]:
     """Return the liver masks that were found automatically, by case, each with its artifact."""
-    return tuple(FileCopy(ref, LIVER_FILE, f"liver_masks/{case_id}.nii.gz") for case_id, ref in masks.items())
+    found = {(names or {}).get(case_id, case_id): ref for case_id, ref in masks.items()}
+    return tuple(FileCopy(ref, LIVER_FILE, LIVER_MASK_FILE.format(name)) for name, ref in found.items())
 
 
 def manifest(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.liver import run_folder as liver_folder
-from flows.liver import steps, training_steps
+from flows.liver import statistics, steps, training_steps
 from flows.liver.run_folder import UsedCase
 from flows.liver.series import SeriesChooser
 from flows.liver.split import BOTH, SPLIT_LABEL, Split, Use, leakage_failure, salted_member, trained_members
@@ -77,6 +77,8 @@ class Stages:
         self._trained_on: dict[Model[Ref], list[MarkedCase]] = {}
         self.pseudonymous = settings.test_data.pseudonyms or settings.train_data.pseudonyms
         """Whether file names must not appear in outputs."""
+        self.names: dict[str, str] = {}
+        """Names of the files of cases in the run folder, instead of their pseudonyms."""
         self._named = 0
         """Number of scans that `name_scan` has shown."""
 
@@ -349,9 +351,30 @@ class Stages:
         run = RunFolder(
             path=out,
             settings=self.settings,
-            copies=(*liver_folder.copies(report, results, model), *liver_folder.mask_copies(self.liver_masks)),
+            copies=(
+                *liver_folder.copies(report, results, model, self.names),
+                *liver_folder.mask_copies(self.liver_masks, self.names),
+            ),
+            texts=lambda: {statistics.FILE: statistics.statistics_table(results, self.names)} if results else {},
             manifest=lambda: liver_folder.manifest(self.used, model, self.trained),
             seconds=time.monotonic() - started,
         )
         useful = bool(results) if self.uses != ("train",) else model is not None
-        return finish_run(self.runner, run, ui_artifacts.LIVER, private=private, useful=useful)
+        return finish_run(
+            self.runner,
+            run,
+            ui_artifacts.LIVER,
+            private=private,
+            useful=useful,
+            details=lambda: {"cases": [self._written(out, result) for result in results]},
+        )
+
+    def _written(self, out: Path, result: CaseResult[Ref]) -> dict[str, Any]:
+        """Return a case's figures and the paths of its files, for the command's JSON."""
+        name = self.names.get(result.case_id, result.case_id)
+        files = dict(liver_folder.CASE_FILES)
+        if result.case_id in self.liver_masks:
+            files["liver.nii.gz"] = liver_folder.LIVER_MASK_FILE
+        paths = {file.partition(".")[0]: str(out / target.format(name)) for file, target in files.items()}
+        row = statistics.case_statistics(result, self.names.get(result.case_id, ""))
+        return {key: value for key, value in row.items() if value not in ("", None)} | paths

@@ -32,20 +32,21 @@ from medad.steps.results import AblationResults, CaseResult, Model, Segmenter, V
 if TYPE_CHECKING:
     from medad.cohort.datasets import LabelledScan
 
-_READING = ("nibabel", "numpy", "SimpleITK")
+_READING = ("nibabel", "numpy", "pydicom", "SimpleITK")
 _PREPARING = (*_READING, "safetensors", "scikit-image", "scipy", "torch")
 _SEGMENTING = (*NET_LIBRARIES, "lightgbm", "nibabel", "scikit-image", "scipy")
 _DRAWN_NETS = (*NET_LIBRARIES, "pillow")
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
 _STYLE = (*PAGE, "medad/reports/report_style.html")
 
-INSERT = Step("insert", 1, "medad.steps.cases:insert_case", (*_READING, "scipy"))
+INSERT = Step("insert", 1, "medad.steps.cases:insert_case", (*_READING, "scipy"), reads=True)
 PREPARE = Step(
     "prepare",
     2,
     "medad.steps.cases:prepare_case",
     _PREPARING,
     before_devices=True,
+    reads=True,
 )
 SEGMENT = Step(
     "segment",
@@ -56,8 +57,10 @@ SEGMENT = Step(
     not_in_key=frozenset({"settings.batch_size"}),
     volatile=frozenset({"case.json"}),
 )
-EVALUATE = Step("evaluate", 1, "medad.steps.cases:evaluate_case", (*_READING, "safetensors", "scipy"))
-EXPORT = Step("slice-images", 1, "medad.steps.export_slices:export_case", (*_READING, "pillow", "safetensors"))
+EVALUATE = Step("evaluate", 1, "medad.steps.cases:evaluate_case", (*_READING, "safetensors", "scipy"), reads=True)
+EXPORT = Step(
+    "slice-images", 1, "medad.steps.export_slices:export_case", (*_READING, "pillow", "safetensors"), reads=True
+)
 REPORT = Step(
     "report",
     1,
@@ -67,7 +70,7 @@ REPORT = Step(
 )
 EXAMPLES = Step("examples", 1, "medad.steps.examples:write_examples", _DRAWN_NETS, kind="inference")
 EMBEDDING = Step("embedding", 1, "medad.steps.embedding:write_features", _DRAWN_NETS, kind="inference")
-BASELINE = Step("baseline", 1, "medad.steps.baseline:baseline_case", (*_READING, "safetensors", "scipy"))
+BASELINE = Step("baseline", 1, "medad.steps.baseline:baseline_case", (*_READING, "safetensors", "scipy"), reads=True)
 ABLATION_REPORT = Step(
     "ablation",
     1,
@@ -90,7 +93,9 @@ SENSITIVITY_REPORT = Step(
     ("jinja2", "matplotlib", "scipy"),
     files=(*_STYLE, "medad/reports/sensitivity/sensitivity_template.html"),
 )
-HAND_STEPS = {name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", _PREPARING) for name in MANUAL_STEPS}
+HAND_STEPS = {
+    name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", _PREPARING, reads=True) for name in MANUAL_STEPS
+}
 """Steps by hand, in order: each reads the result of the one before it."""
 
 

@@ -48,7 +48,7 @@ CACHED_STATE = "Cached"
 
 def make_on_worker(call: Call, out: Path, key: str) -> BuildRecord | None:
     """Run a call. A device step runs in its device's process."""
-    if call.step.before_devices:
+    if call.step.before_devices or call.step.reads:
         preload_libraries()
     if call.step.kind is None:
         return make_in_this_process(call, out, key)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from flows.devices.child import compute_in_child
+from flows.devices.child import can_read_apart, compute_in_child, read_in_child
 from flows.devices.progress import progress_callback
 from flows.devices.slots import allowed_devices
 from flows.devices.waiting import WaitingNotice, call_slot
@@ -97,6 +97,9 @@ def show_end(call: Call, outcome: object) -> None:
 
 def make_in_this_process(call: Call, out: Path, key: str) -> BuildRecord | None:
     """Run a call in this process. A device step on a GPU runs in a process that sees only this GPU."""
+    if can_read_apart(call):
+        read_in_child(call, out, key)
+        return None
     if call.step.kind is None:
         with progress_callback(call) as report:
             call.run(out, Place("cpu", call.batch_size, report), key=key)

@@ -76,6 +76,9 @@ class Step:
     before_devices: bool = False
     """Whether device steps follow this step. If so, their processes already load libraries while it runs."""
 
+    reads: bool = False
+    """Whether this step reads files of others. Then it runs in a process of its own, which may crash."""
+
     def __post_init__(self) -> None:
         if STEPS.setdefault(self.name, self) != self:
             raise ValueError(f"two steps are called {self.name}")

@@ -316,7 +316,7 @@ def _padding(data: Header) -> float | None:
 
 
 def _decompressed(data: Header, plane: Plane, syntax: str, allocated: int, stored_bits: int) -> NDArray[np.integer]:
-    """Return the stored values of a compressed image, flat, decoded by GDCM.
+    """Return the stored values of a compressed image, flat, decoded by GDCM or else by a decoder of pydicom.
 
     GDCM reads a file with the pixels alone. It neither inverts MONOCHROME1 then, nor stops at a wrong geometry.
     """
@@ -325,22 +325,32 @@ def _decompressed(data: Header, plane: Plane, syntax: str, allocated: int, store
     shown = syntax if name == syntax or not name.isprintable() else f"{name}, {syntax}"
     if not UID(syntax).is_valid:
         raise InputError(path, "DICOM pixels cannot be decoded: the transfer syntax is missing or invalid")
-    with tempfile.TemporaryDirectory(prefix="adflows-dicom-") as folder:
-        target = Path(folder) / "slice.dcm"
+    try:
+        frame = get_frame(data.raw(_PIXELS), plane.frame, number_of_frames=_frame_count(data))
+        bare = _bare(frame, data, plane, syntax, allocated, stored_bits)
         try:
-            frame = get_frame(data.raw(_PIXELS), plane.frame, number_of_frames=_frame_count(data))
-            _bare(frame, data, plane, syntax, allocated, stored_bits).save_as(target, enforce_file_format=True)
-            silence_itk_warnings()
-            reader = sitk.ImageFileReader()
-            reader.SetImageIO("GDCMImageIO")
-            reader.SetFileName(str(target))
-            values: NDArray[np.integer] = sitk.GetArrayFromImage(reader.Execute()).reshape(-1)
-        except (RuntimeError, ValueError, EOFError, IndexError, AttributeError, TypeError):
-            rule = f"DICOM pixels cannot be decoded (transfer syntax {shown}); decompress the files first"
-            raise InputError(path, rule) from None  # the original error quotes tags
+            values = _by_gdcm(bare)
+        except RuntimeError:
+            values = bare.pixel_array.reshape(-1)
+    except Exception:
+        rule = f"DICOM pixels cannot be decoded (transfer syntax {shown}); decompress the files first"
+        raise InputError(path, rule) from None  # the original error quotes tags
     if values.size != columns * rows:
         raise InputError(path, "the number of DICOM pixels does not match the header's rows and columns")
     return values.astype(np.int32)
+
+
+def _by_gdcm(bare: Dataset) -> NDArray[np.integer]:
+    """Return the pixels of a slice, flat. Raises RuntimeError if GDCM cannot decode them."""
+    silence_itk_warnings()
+    with tempfile.TemporaryDirectory(prefix="adflows-dicom-") as folder:
+        target = Path(folder) / "slice.dcm"
+        bare.save_as(target, enforce_file_format=True)
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileName(str(target))
+        values: NDArray[np.integer] = sitk.GetArrayFromImage(reader.Execute()).reshape(-1)
+    return values
 
 
 def _frame_count(data: Header) -> int:

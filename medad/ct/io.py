@@ -21,7 +21,7 @@ from medad.ct.dicom_choice import export_files, is_series, series_digest
 from medad.ct.geometry import Geometry, match_grids
 from medad.ct.itk import METAIMAGE, NRRD, data_files, read_itk
 from medad.ct.masks import mask_file, read_dicom_mask, read_seg_nrrd
-from medad.ct.nifti import AffineFrom, Spacing, read_nifti, write_nifti
+from medad.ct.nifti import IDENTITY_NOTE, AffineFrom, Spacing, is_identity, read_nifti, write_nifti
 from medad.ct.padding import check_padding, clear_padding
 from medad.ct.segments import DEFAULT_LIVER
 from medad.ct.voxels import HuSink, LabelSink, SinkT
@@ -112,6 +112,8 @@ def read_scan(path: Path, *, affine_from: AffineFrom = "agree", spacing_mm: Spac
     """
     sink, geometry, notes = _read(path, HuSink, affine_from, spacing_mm)
     hu = geometry.to_canonical(sink.flat.reshape(geometry.shape, order="F"))
+    if geometry.nifti is not None and spacing_mm is None and is_identity(geometry.affine):
+        notes.append(IDENTITY_NOTE)
     cleared = None
     if not sink.is_whole:
         cleared, more = clear_padding(hu, path)

@@ -41,6 +41,10 @@ _QUATERNION_EXCESS = 1e-3
 """Largest excess over 1 of a quaternion's squared length that counts as rounding."""
 ADVICE = "type --affine-from sform or --affine-from qform (in settings: affine_from)"
 SPACING_ADVICE = "--spacing-mm X Y Z (in settings: spacing_mm)"
+IDENTITY_NOTE = (
+    "the affine is the identity: voxels of 1 x 1 x 1 mm were assumed, so volumes may be wrong; give their size by "
+    f"{SPACING_ADVICE}"
+)
 
 
 def read_nifti(
@@ -250,6 +254,11 @@ def _raw_geometry(header: Any) -> dict[str, Any]:
     return raw
 
 
+def is_identity(affine: NDArray[np.float64]) -> bool:
+    """Return whether an affine is the identity, apart from signs. Programs write it if they know no geometry."""
+    return bool((np.abs(affine[:3, :3]) == np.eye(3)).all() and not affine[:3, 3].any())
+
+
 @dataclass(frozen=True)
 class _Grid:
     """The grid of a header. `is_whole`: every program reads it in the same way, so that outputs may copy it."""
@@ -285,17 +294,10 @@ def _read_grid(
     affine: NDArray[np.float64] = np.array(
         qform if sform is None or (affine_from == "qform" and qform is not None) else sform, dtype=np.float64
     )
-    linear = affine[:3, :3]
-    if (np.abs(linear) == np.eye(3)).all() and not affine[:3, 3].any():
-        if spacing_mm is None:
-            notes.append(
-                "the affine is the identity: voxels of 1 x 1 x 1 mm were assumed, so volumes may be wrong; "
-                f"give their size by {SPACING_ADVICE}"
-            )
-        else:
-            affine[:3, :3] = linear * spacing_mm
-            check_affine(affine, path)
-            return _Grid(affine, [*notes, f"the given voxel size was used: {_sizes(spacing_mm)}"], whole)
+    if spacing_mm is not None and is_identity(affine):
+        affine[:3, :3] *= spacing_mm
+        check_affine(affine, path)
+        return _Grid(affine, [*notes, f"the given voxel size was used: {_sizes(spacing_mm)}"], whole)
     if affine_from == "agree" and sform is not None:
         _check_agreement(sform, qform, sizes if has_sizes else None, shape, path)
     check_affine(affine, path)

@@ -81,6 +81,7 @@ SLOW = frozenset(
                 "air-gapped",
                 "clip-weights",
                 "compare",
+                "dicom",
                 "export-slices",
                 "few-shot",
                 "segment",

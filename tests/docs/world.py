@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import torch
 from PIL import Image
 
 from medad.cohort.phantom import write_btcv_phantoms, write_lits_phantoms
 from medad.cohort.samples import generate_samples
+from medad.ct.dicom_write import write_dicom
+from medad.ct.io import read_scan
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.embedded.samples import ensure_samples
 
@@ -30,6 +34,7 @@ def make_world(root: Path) -> Path:
     _inbox(data / "inbox", data / "lits")
     shutil.copy(data / "lits" / "volume-0.nii.gz", root / "scan.nii.gz")
     shutil.copy(data / "lits" / "segmentation-0.nii.gz", root / "liver.nii.gz")
+    _exports(root)
     rng = np.random.default_rng(0)
     for set_name in ("mvtec", "visa"):
         for category in CATEGORIES:
@@ -82,6 +87,33 @@ def _inbox(root: Path, lits: Path) -> None:
         folder.mkdir(parents=True)
         shutil.copy(lits / f"volume-{number}.nii.gz", folder / "scan.nii.gz")
         shutil.copy(lits / f"segmentation-{number}.nii.gz", folder / "liver.nii.gz")
+
+
+def _exports(root: Path) -> None:
+    """Write a CD with two CT series, and a zip with one. Both have other files beside the slices."""
+    volume = read_scan(root / "scan.nii.gz")
+    pixels, affine = volume.geometry.to_source(volume.hu), volume.geometry.affine
+    for number, phase in ((3, "arterial"), (4, "portal")):
+        folder = root / "cd" / "DICOM" / phase
+        folder.mkdir(parents=True)
+        write_dicom(folder, pixels + number, affine)
+        for file in sorted(folder.iterdir()):
+            data = pydicom.dcmread(file)
+            data.SeriesNumber, data.ConvolutionKernel = number, "B30f"
+            data.SeriesDescription = f"Abdomen {phase}"
+            data.save_as(file)
+    (root / "data" / "exports").mkdir()
+    scout = pydicom.dcmread(next((root / "cd" / "DICOM" / "portal").iterdir()))
+    scout.ImageType, scout.SeriesInstanceUID = ["ORIGINAL", "PRIMARY", "LOCALIZER"], "2.25.1"
+    scout.save_as(root / "cd" / "DICOM" / "scout")
+    scout.SOPClassUID, scout.Modality = "1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT"
+    del scout.PixelData
+    scout.save_as(root / "cd" / "DICOM" / "structures")
+    (root / "cd" / "key.jpg").write_bytes(b"a picture")
+    with zipfile.ZipFile(root / "export.zip", "w") as archive:
+        for file in sorted((root / "cd").rglob("*")):
+            if file.is_file() and "arterial" not in file.parts:
+                archive.write(file, file.relative_to(root))
 
 
 def _category(root: Path, rng: np.random.Generator) -> None:

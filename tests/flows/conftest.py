@@ -56,6 +56,16 @@ def no_totalsegmentator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path / "weights"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def read_in_this_process() -> Iterator[None]:
+    """Let reading steps run in this process, where tests can replace their parts."""
+    from flows.devices import child
+
+    child.reads_apart = False
+    yield
+    child.reads_apart = True
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_learned_names() -> None:
     """Clear the words that the log filter learned from folders of other test modules."""

@@ -40,10 +40,10 @@ HOARD: list[bytes] = []
 """Memory that a step does not give back."""
 
 
-def idle_worker(connection: Connection, device: Device) -> None:
+def idle_worker(connection: Connection, device: Device, quiet: bool) -> None:
     """Be a worker that waits for an order only shortly."""
     worker.IDLE_S = 0.2
-    worker.worker_main(connection, device)
+    worker.worker_main(connection, device, quiet)
 
 
 def probing(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,3 +81,25 @@ def train(
         raise ZeroDivisionError
     on_progress(1, 2)
     SEEN.update(device=device, largest_batch=largest_batch, checkpoint=checkpoint)
+
+
+HARD = Step("hard", 1, "tests.flows.fake_steps:read_hard", ("pydantic",), reads=True)
+
+
+def hard_reading(scan: Path, act: str) -> Call:
+    """Return a call that reads a scan and then crashes, hangs, is killed, or writes the id of its process."""
+    return HARD(scan=scan, act=act)
+
+
+def read_hard(scan: Path, act: str, out: Path) -> None:
+    """Do what `act` says, as native code may that reads a broken file."""
+    if act == "abort":
+        os.write(2, f"terminate called: {scan}".encode())
+        os.abort()
+    if act == "hang":
+        time.sleep(3600)
+    if act == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if act == "memory":
+        raise MemoryError
+    (out / "process").write_text(str(os.getpid()), encoding="utf-8")

@@ -137,7 +137,7 @@ def test_a_process_that_keeps_much_memory_ends(out: Path) -> None:
 
 def test_a_process_without_an_order_ends() -> None:
     connection, other = child._context.Pipe()
-    process = child._context.Process(target=idle_worker, args=(other, gpu.CPU), daemon=True)
+    process = child._context.Process(target=idle_worker, args=(other, gpu.CPU, False), daemon=True)
     process.start()
     other.close()
     process.join(60)

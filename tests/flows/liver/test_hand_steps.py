@@ -105,7 +105,7 @@ def test_a_server_runs_the_step_only_if_it_is_asked_for(
         asked.append(not local)
         return flow.local(**parameters)
 
-    monkeypatch.setattr("flows.cli.liver.run_flow", run)
+    monkeypatch.setattr("flows.cli.liver_step.run_flow", run)
     assert cli("liver", "step", "window", scan.file, "-o", tmp_path / "one.nii.gz").code == 0
     assert asked == [False]
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4999/api")
