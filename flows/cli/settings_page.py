@@ -181,7 +181,7 @@ def _container_text(origin: Any, parts: tuple[Any, ...], limits: Mapping[str, An
     if origin is dict:
         return "mapping" if parts[1] is Any else f"mapping to {_type_text(parts[1])}"
     if parts[-1] is not Ellipsis:
-        return f"pair ({_type_text(parts[0])})"
+        return f"{'pair' if len(parts) == 2 else f'{len(parts)} values'} ({_type_text(parts[0])})"
     least, most = limits.get("min_length"), limits.get("max_length")
     many = f" of {least} to {most}" if most else f" of at least {least}" if least else ""
     return f"list{many} ({_type_text(parts[0])})"

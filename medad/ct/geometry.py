@@ -163,6 +163,16 @@ def grid_distance_voxels(first: NDArray[np.float64], second: NDArray[np.float64]
     return float(np.abs(moved - corners).max())
 
 
+def advice(setting: str, value: str) -> str:
+    """Return what a user types to read a header in another way: for a file, for a data set, and for an inbox."""
+    number = value.split()  # of an option with several values
+    given = value if len(number) == 1 else f"[{','.join(number)}]"
+    return (
+        f"--{setting.replace('_', '-')} {value} (data set: --set test_data.{setting}={given}, or train_data; "
+        f"inbox: --set {setting}={given})"
+    )
+
+
 @dataclass(frozen=True)
 class GridMatch:
     """The place of a label's voxels in its scan, and the text of a warning or None.
@@ -213,9 +223,7 @@ def match_grids(
     if affine_mismatch == "warn":
         return GridMatch(f"{rule}; voxels were matched by their index", by_index=True)
     allowed = f"{rule} (allowed: {ROUNDING_TOLERANCE_VOXELS:.1g})"
-    raise InputError(
-        labels_path, f"{allowed}; --affine-mismatch warn, or the setting affine_mismatch: warn, matches voxels by index"
-    )
+    raise InputError(labels_path, f"{allowed}; to match voxels by index, type {advice('affine_mismatch', 'warn')}")
 
 
 def _rounded(distance: float) -> str | None:

@@ -21,6 +21,7 @@ from medad.ct.geometry import (
     GRID_TOLERANCE_VOXELS,
     SPACING_TOLERANCE,
     Geometry,
+    advice,
     check_affine,
     grid_distance_voxels,
 )
@@ -39,11 +40,9 @@ _FLOAT_FIELDS = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y"
 _LIST_FIELDS = ("pixdim", "srow_x", "srow_y", "srow_z")
 _QUATERNION_EXCESS = 1e-3
 """Largest excess over 1 of a quaternion's squared length that counts as rounding."""
-ADVICE = "type --affine-from sform or --affine-from qform (in settings: affine_from)"
-SPACING_ADVICE = "--spacing-mm X Y Z (in settings: spacing_mm)"
 IDENTITY_NOTE = (
     "the affine is the identity: voxels of 1 x 1 x 1 mm were assumed, so volumes may be wrong; give their size by "
-    f"{SPACING_ADVICE}"
+    f"{advice('spacing_mm', 'X Y Z')}"
 )
 
 
@@ -317,7 +316,9 @@ def _without_affine(path: Path, spacing_mm: Spacing | None, need_affine: bool) -
         return _Grid(affine, [note], False)
     if need_affine:
         rule = "no affine: qform_code and sform_code are both 0, so left and right are unknown"
-        raise InputError(path, f"{rule}; if the axes run right, anterior and superior, type {SPACING_ADVICE}")
+        raise InputError(
+            path, f"{rule}; if the axes run right, anterior and superior, type {advice('spacing_mm', 'X Y Z')}"
+        )
     return _Grid(affine, [], False)
 
 
@@ -371,8 +372,12 @@ def _check_agreement(sform: Any, qform: Any, spacing: NDArray[np.float64] | None
     if qform is not None:
         distance = grid_distance_voxels(sform, qform, shape)
         if not distance <= GRID_TOLERANCE_VOXELS:
-            raise InputError(path, f"sform and qform differ by up to {distance:.3g} voxels; {ADVICE}")
+            raise InputError(
+                path,
+                f"sform and qform differ by up to {distance:.3g} voxels; to use one, sform or qform, "
+                f"type {advice('affine_from', 'sform')}",
+            )
     scale = np.linalg.norm(sform[:3, :3], axis=0)
     if spacing is not None and np.abs(scale / spacing - 1).max() > SPACING_TOLERANCE:
         rule = f"voxel size is {_sizes(scale)} by sform but {_sizes(spacing)} by pixdim"
-        raise InputError(path, f"{rule}; to use the sform, type --affine-from sform (in settings: affine_from)")
+        raise InputError(path, f"{rule}; to use the sform, type {advice('affine_from', 'sform')}")

@@ -85,7 +85,7 @@ def test_an_identity_as_in_lits_gets_a_warning_and_the_given_spacing(tmp_path: P
     path = write(tmp_path / "scan.nii.gz", array, affine)
     [note] = io.read_scan(path).notes
     assert "1 x 1 x 1 mm were assumed" in note
-    assert "--spacing-mm X Y Z" in note
+    assert "--spacing-mm X Y Z (data set: --set test_data.spacing_mm=[X,Y,Z], or train_data; inbox: --set" in note
     scan = io.read_scan(path, spacing_mm=(0.7, 0.8, 5.0))
     np.testing.assert_allclose(scan.geometry.affine, affine @ np.diag([0.7, 0.8, 5.0, 1.0]))
     assert scan.notes == ("the given voxel size was used: 0.7 x 0.8 x 5 mm",)
@@ -126,7 +126,7 @@ def test_two_forms_that_differ_name_the_option(tmp_path: Path) -> None:
     moved[:3, 3] += 7
     rows = {name: moved[index] for index, name in enumerate(FORMS[2:])}
     path = write(tmp_path / "scan.nii.gz", linear_index(SHAPE), **rows)
-    rule = r"sform and qform differ by up to .* voxels; type --affine-from sform or --affine-from qform"
+    rule = r"sform and qform differ by up to .* voxels; .*type --affine-from sform \(data set: --set test_data"
     with pytest.raises(InputError, match=rule):
         io.read_scan(path)
     np.testing.assert_allclose(io.read_scan(path, affine_from="sform").geometry.affine, moved, atol=1e-4)

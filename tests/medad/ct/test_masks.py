@@ -18,6 +18,7 @@ from pydicom.sr.codedict import codes
 from medad.base.errors import InputError
 from medad.ct import io
 from medad.ct.geometry import Geometry
+from medad.ct.headers import header_texts
 from medad.ct.segments import Segment, choose_segments
 from tests.medad.ct_series import save_slice
 
@@ -323,6 +324,15 @@ def test_slicers_overlapping_segments_lie_in_layers(tmp_path: Path, scan: Geomet
     both, _ = io.read_labels_on(scan, path, liver_labels=(1, 2))
     np.testing.assert_array_equal(both.values == 2, canonical(tumour))
     np.testing.assert_array_equal(both.values > 0, canonical(organ()))
+
+
+def test_texts_of_masks_are_known_as_private(tmp_path: Path, series: Path) -> None:
+    path = write_rtstruct(tmp_path / "RS.1", {"Liver": liver_contours()})
+    assert {"SECRETNAME^X", "SECRETNAME"} <= set(header_texts(path))
+    seg = write_seg(tmp_path / "seg.dcm", series, {"liver": organ()})
+    assert {"SECRETNAME^X", "SECRETID"} <= set(header_texts(seg))
+    slicer = write_slicer(tmp_path / "a.seg.nrrd", organ().astype(np.uint8), (0, 0, 0), [(0, 1, "Liver")])
+    assert "Liver" not in header_texts(slicer)
 
 
 def test_names_show_anatomy_alone() -> None:
