@@ -35,12 +35,6 @@ _FRAME_TOLERANCE_VOXELS = 0.45
 """Largest distance of a frame's pixels from voxels of the scan. At half a voxel the nearest one would be ambiguous."""
 _CONTOUR_TOLERANCE_VOXELS = 0.25
 """Largest distance of a contour from the middle of its slice."""
-_UNREADABLE = (
-    *(AttributeError, KeyError, IndexError, TypeError, ValueError, NotImplementedError, RuntimeError),
-    *(OSError, EOFError, MemoryError, np.linalg.LinAlgError),
-)
-"""Errors by which libraries report a damaged file."""
-
 _Drawer = Callable[[NDArray[Any], int], None]
 
 
@@ -52,7 +46,7 @@ def mask_file(path: Path) -> Path | None:
         path = files[0] if len(files) == 1 else path
     if not path.is_file() or not is_dicom(path):
         return None
-    return path if _dataset(path, only_class=True).get("SOPClassUID") in _MASKS else None
+    return path if _sop_class(path) in _MASKS else None
 
 
 def read_dicom_mask(
@@ -77,20 +71,27 @@ def read_dicom_mask(
         values = np.zeros(scan.shape, dtype, order="F")
         for number, value in chosen.items():
             draw[number](values, value)
-    except _UNREADABLE as error:
+    except InputError:
+        raise
+    except Exception as error:  # as in `_sop_class`
         raise InputError(path, f"not readable as DICOM SEG or RTSTRUCT ({type(error).__name__})") from error
     return scan.to_canonical(values), list(notes)
 
 
-def _dataset(path: Path, *, only_class: bool = False) -> Dataset:
+def _sop_class(path: Path) -> str | None:
+    """Return the UID that says what a DICOM file contains. None: it is damaged."""
+    try:
+        return str(_dataset(path, ["SOPClassUID"]).SOPClassUID)
+    except Exception:  # libraries report damage by errors of many classes
+        return None
+
+
+def _dataset(path: Path, tags: list[str | int] | None = None) -> Dataset:
     import pydicom
 
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote values
-        try:
-            return pydicom.dcmread(path, force=True, specific_tags=["SOPClassUID"] if only_class else None)
-        except _UNREADABLE as error:
-            raise InputError(path, "not readable as DICOM; it is cut short or damaged") from error
+        return pydicom.dcmread(path, force=True, specific_tags=tags)
 
 
 # ---------------------------------------------------------------- DICOM SEG
