@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -198,6 +199,53 @@ def test_inserted_lesions_are_where_the_label_says(healthy: LabelledScan, tmp_pa
     lesions = json.loads((tmp_path / "lesions.json").read_text(encoding="utf-8"))["lesions"]
     assert len(lesions) == 2
     assert nibabel.load(inserted.scan).affine.tobytes() == nibabel.load(healthy.scan).affine.tobytes()
+
+
+def with_identity(case: LabelledScan, folder: Path) -> LabelledScan:
+    """Return the case with headers that know no geometry."""
+    assert case.label is not None
+    for name, path in (("scan", case.scan), ("label", case.label)):
+        nibabel.save(nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), np.eye(4)), folder / f"{name}.nii.gz")
+    return replace(case, scan=folder / "scan.nii.gz", label=folder / "label.nii.gz")
+
+
+def test_a_given_spacing_reaches_the_volumes(healthy: LabelledScan, tmp_path: Path) -> None:
+    x, y, z = (float(mm) for mm in nibabel.load(healthy.scan).header.get_zooms())
+    spacing = (x, y, z)
+    case = with_identity(healthy, tmp_path)
+    prepare_case(healthy, PREPROCESS, _folder(tmp_path / "a"), training=False)
+    prepare_case(case, PREPROCESS, _folder(tmp_path / "b"), training=False)
+    known = replace(case, spacing_mm=spacing)
+    prepare_case(known, PREPROCESS, _folder(tmp_path / "c"), training=False)
+    right, assumed, given = (
+        json.loads((tmp_path / name / "case.json").read_text(encoding="utf-8")) for name in ("a", "b", "c")
+    )
+    assert given["liver_ml"] == pytest.approx(right["liver_ml"])
+    assert assumed["liver_ml"] == pytest.approx(right["liver_ml"] / np.prod(spacing))
+    [warning] = assumed["warnings"]  # once for scan and label
+    assert "1 x 1 x 1 mm were assumed" in warning
+    # a scan with inserted lesions has a header that needs no setting
+    settings = InsertSettings(count=1, diameter_mm=(12, 20), contrast_hu=(-60, -50))
+    insert_case(known, settings, _folder(tmp_path / "d"))
+    inserted = LabelledScan.inserted(tmp_path / "d")
+    assert read_scan(inserted.scan).geometry.voxel_mm3 == pytest.approx(np.prod(spacing))
+
+
+def test_padding_in_the_liver_mask_is_refused(healthy: LabelledScan, tmp_path: Path) -> None:
+    assert healthy.label is not None
+    image, label = nibabel.load(healthy.scan), np.asarray(nibabel.load(healthy.label).dataobj)
+    hu = np.asarray(image.dataobj).astype(np.float32)
+    hu[:3, :4] = np.nan
+    nibabel.save(nibabel.Nifti1Image(hu, image.affine), tmp_path / "scan.nii.gz")
+    prepare_case(replace(healthy, scan=tmp_path / "scan.nii.gz"), PREPROCESS, _folder(tmp_path / "a"), training=False)
+    facts = json.loads((tmp_path / "a" / "case.json").read_text(encoding="utf-8"))
+    count = 3 * 4 * hu.shape[2]
+    assert facts["warnings"] == [f"voxels outside the body that are NaN or infinite count as air: {count}"]
+    label[0, 0, 5] = 6
+    nibabel.save(nibabel.Nifti1Image(label, image.affine), tmp_path / "label.nii.gz")
+    case = replace(healthy, scan=tmp_path / "scan.nii.gz", label=tmp_path / "label.nii.gz")
+    with pytest.raises(InputError, match="voxels of the liver mask are NaN, infinite or padding"):
+        prepare_case(case, PREPROCESS, _folder(tmp_path / "b"), training=False)
 
 
 def test_case_without_truth_cannot_be_evaluated(healthy: LabelledScan, tmp_path: Path) -> None:
