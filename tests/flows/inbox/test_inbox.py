@@ -544,7 +544,8 @@ def test_all_files_of_a_dicom_folder_count(box: Box, monkeypatch: pytest.MonkeyP
     folder.mkdir(parents=True)
     shutil.copy(box.phantoms / "segmentation-0.nii.gz", box.inbox / "a" / "liver.nii.gz")
     settings = Inbox.open(InboxRequest(config=str(box.config))).settings
-    assert [each.rule for each in arrivals.list_arrivals(settings).waiting] == ["no DICOM file directly in this folder"]
+    rules = [each.rule for each in arrivals.list_arrivals(settings).waiting]
+    assert rules == ["no DICOM file in this folder or its sub-folders"]
     (folder / "IM1").write_bytes(b"slice")
     (folder / "IM2.dcm.part").write_bytes(b"sli")
     assert [each.rule for each in arrivals.list_arrivals(settings).waiting] == [ARRIVING]

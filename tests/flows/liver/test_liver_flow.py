@@ -67,6 +67,8 @@ def test_the_run_folder_holds_everything(world: Any, finished: Any) -> None:
         "report.html",
         "report.json",
         "preview.png",
+        "statistics.csv",
+        *(f"lesions/lits-{n}.json" for n in (0, 1)),
         *(f"{kind}/lits-{n}.nii.gz" for kind in ("masks", "probabilities") for n in (0, 1)),
         *(
             f"model/{net}/{name}"
