@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import math
@@ -328,10 +329,12 @@ def _passed_over(sform_problem: str, qform_problem: str) -> list[tuple[str, str]
 
 
 def _sform(header: Any) -> tuple[NDArray[np.float64] | None, str]:
-    """Return the sform or None, and why it cannot be used. Damage other than missing values is reported later."""
+    """Return the sform or None, and why it cannot be used. Shear and sizes are checked later."""
     sform = header.get_sform(coded=True)[0]
     if sform is not None and not sform[:3].any():
         return None, "sform_code is set, but all values of the sform are 0"
+    if sform is not None and not np.isfinite(sform).all():
+        return None, "the sform contains NaN or infinite values"
     return sform, ""
 
 
@@ -341,22 +344,20 @@ def _qform(header: Any, sizes: NDArray[np.float64] | None, notes: list[str]) -> 
         return None, ""
     if sizes is None:
         return None, _wrong_sizes(header["pixdim"][1:4])
-    try:
-        return header.get_qform(coded=True)[0], ""
-    except (ValueError, HeaderDataError):
-        names = ("quatern_b", "quatern_c", "quatern_d")
-        length = math.hypot(*(float(header[name]) for name in names))
-        if not 1 < length**2 <= 1 + _QUATERNION_EXCESS:
-            return None, "the header's qform is not a rotation"
+    if not all(math.isfinite(float(header[name])) for name in _FLOAT_FIELDS):
+        return None, "the qform contains NaN or infinite values"
+    quaternion = {name: float(header[name]) for name in ("quatern_b", "quatern_c", "quatern_d")}
+    length = math.hypot(*quaternion.values())
     mended = header.copy()
-    for name in names:
-        mended[name] = float(header[name]) / length
-    try:
-        qform: NDArray[np.float64] = mended.get_qform(coded=True)[0]
-    except (ValueError, HeaderDataError):
-        return None, "the header's qform is not a rotation"
-    notes.append("the qform's quaternion is longer than 1; it was normalised")
-    return qform, ""
+    for name, value in quaternion.items():
+        mended[name] = value / length if 1 < length**2 <= 1 + _QUATERNION_EXCESS else value
+    for each in (header, mended):
+        with contextlib.suppress(ValueError, HeaderDataError):
+            qform = each.get_qform(coded=True)[0]
+            if each is mended:
+                notes.append("the qform's quaternion is longer than 1; it was normalised")
+            return qform, ""
+    return None, "the header's qform is not a rotation"
 
 
 def _wrong_sizes(sizes: Any) -> str:

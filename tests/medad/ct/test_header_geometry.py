@@ -67,6 +67,22 @@ def test_a_qform_replaces_an_sform_of_zeros(tmp_path: Path) -> None:
         io.read_scan(write(tmp_path / "none.nii.gz", array, qform_code=0, **zeros))
 
 
+@pytest.mark.parametrize(
+    ("field", "note"),
+    [
+        ("quatern_c", "the qform contains NaN or infinite values; the sform was used"),
+        ("qoffset_x", "the qform contains NaN or infinite values; the sform was used"),
+        ("srow_y", "the sform contains NaN or infinite values; the qform was used"),
+    ],
+)
+def test_a_form_that_is_not_finite_is_replaced_by_the_other(tmp_path: Path, field: str, note: str) -> None:
+    array = linear_index(SHAPE)
+    changes: dict[str, Any] = {field: np.nan}
+    scan = io.read_scan(write(tmp_path / "scan.nii.gz", array, **changes))
+    np.testing.assert_allclose(scan.geometry.affine, AFFINE, atol=1e-4)
+    assert scan.notes == (note,)
+
+
 def test_a_rounded_quaternion_is_normalised(tmp_path: Path) -> None:
     array, affine = linear_index(SHAPE), np.diag([2.0, -2.0, -3.0, 1.0])  # quaternion (0; 1, 0, 0)
     scan = io.read_scan(write(tmp_path / "a.nii.gz", array, affine, quatern_b=1.0002, sform_code=0))
