@@ -22,7 +22,7 @@ from medad.ct.geometry import Geometry, match_grids
 from medad.ct.itk import METAIMAGE, NRRD, data_files, read_itk
 from medad.ct.masks import mask_file, read_dicom_mask, read_seg_nrrd
 from medad.ct.nifti import IDENTITY_NOTE, AffineFrom, Spacing, is_identity, read_nifti, write_nifti
-from medad.ct.padding import check_padding, clear_padding
+from medad.ct.padding import check_padding, clear_padding, is_padded
 from medad.ct.segments import DEFAULT_LIVER
 from medad.ct.voxels import HuSink, LabelSink, SinkT
 
@@ -115,7 +115,7 @@ def read_scan(path: Path, *, affine_from: AffineFrom = "agree", spacing_mm: Spac
     if geometry.nifti is not None and spacing_mm is None and is_identity(geometry.affine):
         notes.append(IDENTITY_NOTE)
     cleared = None
-    if not sink.is_whole:
+    if is_padded(sink.missing, sink.odd, hu.size, path):
         cleared, more = clear_padding(hu, path)
         notes += more
     return Volume(hu, geometry, tuple(notes), cleared)

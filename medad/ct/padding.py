@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32
+from numpy.typing import NDArray
 
 from medad.base.errors import InputError
 
@@ -26,6 +27,22 @@ def is_stored(low: float, high: float) -> bool:
     return bool(low >= STORED_HU[0] and high <= STORED_HU[1])  # false for NaN
 
 
+def is_odd(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which finite values lie outside of the range that scanners write."""
+    found: NDArray[np.bool_] = (hu < STORED_HU[0]) | (hu > STORED_HU[1])
+    return found
+
+
+def is_padded(missing: int, odd: int, voxels: int, path: Path) -> bool:
+    """Return whether a scan with these numbers of unusual voxels has padding.
+
+    If most values are odd, the scale is wrong, which `check_hu` reports. Raises InputError if most are missing.
+    """
+    if missing > _LARGEST_SHARE * voxels:
+        raise InputError(path, f"{missing} of {voxels} voxels are NaN or infinite")
+    return missing + odd > 0 and odd <= _LARGEST_SHARE * voxels
+
+
 def clear_padding(hu: Float32[np.ndarray, "X Y Z"], path: Path) -> tuple[Bool[np.ndarray, "X Y Z"], list[str]]:
     """Set voxels without a measurement to air, in place, if they lie outside the body.
 
@@ -44,15 +61,11 @@ def clear_padding(hu: Float32[np.ndarray, "X Y Z"], path: Path) -> tuple[Bool[np
     Raises
     ------
     InputError
-        Such voxels lie inside the body, or they are most of the scan.
+        Such voxels lie inside the body.
     """
     missing = ~np.isfinite(hu)
-    odd = ~missing & ((hu < STORED_HU[0]) | (hu > STORED_HU[1]))
-    if np.count_nonzero(odd) > _LARGEST_SHARE * hu.size:
-        odd[:] = False  # the scale is wrong, which `check_hu` reports
+    odd = ~missing & is_odd(hu)
     count = int(np.count_nonzero(missing))
-    if count > _LARGEST_SHARE * hu.size:
-        raise InputError(path, f"{count} of {hu.size} voxels are NaN or infinite")
     body = _body(hu, missing | odd)
     inside = int(np.count_nonzero(missing & body))
     if inside:
@@ -90,8 +103,10 @@ def _body(hu: Float32[np.ndarray, "X Y Z"], unknown: Bool[np.ndarray, "X Y Z"]) 
         return np.zeros(hu.shape, dtype=np.bool_)
     sizes = np.bincount(labelled.ravel())
     sizes[0] = 0
-    # a missing plane cuts the body in two
-    body: Bool[np.ndarray, "X Y Z"] = (sizes >= _SMALLEST_PART * sizes.max())[labelled]
+    large = sizes >= _SMALLEST_PART * sizes.max()  # several parts, because a missing plane cuts the body in two
+    body = np.zeros(hu.shape, dtype=np.bool_)
+    for z in range(hu.shape[2]):
+        body[:, :, z] = large[labelled[:, :, z]]
     del labelled
     below = np.logical_or.accumulate(body, axis=2)
     above = np.logical_or.accumulate(body[:, :, ::-1], axis=2)[:, :, ::-1]

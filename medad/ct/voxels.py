@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medad.base.errors import InputError
-from medad.ct.padding import is_stored
+from medad.ct.padding import is_odd, is_stored
 
 LABEL_TOLERANCE = 1e-2
 """Largest distance from an integer at which a label value counts as that integer. A scan's scaling (slope 3e-5) in a
@@ -31,18 +31,21 @@ SinkT = TypeVar("SinkT", bound=Sink)
 
 
 class HuSink(Sink):
-    """Receiver of HU as float32. `is_whole`: all values are finite, and scanners can have written them."""
+    """Receiver of HU as float32. It counts voxels that are `missing` (not finite) and `odd` (not as scanners write)."""
 
     def __init__(self, voxels: int) -> None:
         self.flat = np.empty(voxels, dtype=np.float32)
-        self.is_whole = True
+        self.missing = self.odd = 0
 
     def put(self, start: int, values: NDArray[Any]) -> None:
         part = self.flat[start : start + values.size]
         with np.errstate(over="ignore", invalid="ignore"):
             part[...] = values
         # minimum and maximum propagate NaN and need no array of flags
-        self.is_whole = self.is_whole and is_stored(float(part.min()), float(part.max()))
+        if not is_stored(float(part.min()), float(part.max())):
+            finite = np.isfinite(part)
+            self.missing += part.size - int(np.count_nonzero(finite))
+            self.odd += int(np.count_nonzero(finite & is_odd(part)))
 
 
 class LabelSink(Sink):
