@@ -98,19 +98,23 @@ def _body(hu: Float32[np.ndarray, "X Y Z"], unknown: Bool[np.ndarray, "X Y Z"]) 
     """Return the body with its holes, and the unknown voxels between two of its slices."""
     from scipy import ndimage  # only such scans need it, and it is slow to load
 
-    labelled, count = ndimage.label((hu > _BODY_HU) & ~unknown)
-    if not count:
-        return np.zeros(hu.shape, dtype=np.bool_)
-    sizes = np.bincount(labelled.ravel())
+    body = hu > _BODY_HU
+    body &= ~unknown
+    labelled, count = ndimage.label(body)
+    planes = range(hu.shape[2])
+    sizes = np.sum([np.bincount(labelled[:, :, z].ravel(), minlength=count + 1) for z in planes], axis=0)
     sizes[0] = 0
-    large = sizes >= _SMALLEST_PART * sizes.max()  # several parts, because a missing plane cuts the body in two
-    body = np.zeros(hu.shape, dtype=np.bool_)
-    for z in range(hu.shape[2]):
+    large = sizes >= max(_SMALLEST_PART * sizes.max(), 1)  # several parts, because a missing plane cuts the body in two
+    for z in planes:
         body[:, :, z] = large[labelled[:, :, z]]
     del labelled
     below = np.logical_or.accumulate(body, axis=2)
     above = np.logical_or.accumulate(body[:, :, ::-1], axis=2)[:, :, ::-1]
     body |= below & above & unknown
-    for z in range(hu.shape[2]):
-        body[:, :, z] = ndimage.binary_fill_holes(body[:, :, z])
+    for z in planes:
+        outside, parts = ndimage.label(~body[:, :, z])
+        hole = np.ones(parts + 1, dtype=np.bool_)
+        for edge in (outside[0], outside[-1], outside[:, 0], outside[:, -1]):
+            hole[edge] = False  # it reaches the border
+        body[:, :, z] |= hole[outside]
     return body
