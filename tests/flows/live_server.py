@@ -39,6 +39,7 @@ HELD = '''
 import os, time
 from pathlib import Path
 from prefect import flow, get_run_logger
+from flows.runs.server_answer import wait_for_server
 from flows.server.overlap import one_at_a_time
 
 FOLDER = Path(os.environ["HELD"])
@@ -52,8 +53,9 @@ def wait(mark: str) -> None:
 
 @flow(name="liver-held", flow_run_name="held {mark}", persist_result=False)
 def alone(mark: str) -> None:
-    """Wait until the test releases the flow."""
+    """Wait until the test releases the flow, and at its end for the server, as every flow of ours does."""
     wait(mark)
+    wait_for_server()
 
 @flow(name="liver-held", flow_run_name="held {mark}", persist_result=False)
 def queued(mark: str) -> None:
