@@ -184,7 +184,7 @@ def _deployed(
                 given.apply_defaults()
                 with one_at_a_time(lock.format(**given.arguments) or name, overlap) as other:
                     if other is not None:
-                        return Outcome(0, 0, summary=f"nothing done: the run {other}, is at work")
+                        return Outcome(0, 0, summary=f"nothing done: {other}")
                     outcome = body(*args, **kwargs)
             if not outcome.failures:
                 return outcome

@@ -127,7 +127,9 @@ def test_who_has_a_device_is_known_to_all_users_whatever_the_umask(slots: Path) 
     try:
         with gpu.device_slot("cpu", run="liver tiny"):
             [entry] = read_queue(slots)
-            modes = {path.name: path.stat().st_mode & 0o7777 for path in (slots, slots / QUEUE, gpu.lock_path("cpu"))}
+            modes = {
+                path.name: path.stat().st_mode & 0o7777 for path in (slots, slots / QUEUE, gpu.slot_queue().path("cpu"))
+            }
             [ticket] = (slots / QUEUE).iterdir()
             assert ticket.stat().st_mode & 0o777 == 0o644
     finally:
@@ -192,13 +194,13 @@ def test_a_stopped_holder_is_named(tmp_path: Path) -> None:
 def test_a_program_that_holds_the_lock_without_a_ticket_is_named() -> None:
     with gpu.device_slot("cpu"):
         pass
-    descriptor = os.open(gpu.lock_path("cpu"), os.O_RDONLY)
+    descriptor = os.open(gpu.slot_queue().path("cpu"), os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         line = notice()
     finally:
         os.close(descriptor)
-    assert f"process {os.getpid()} of user {getpass.getuser()} has the lock {gpu.lock_path('cpu')}" in line
+    assert f"process {os.getpid()} of user {getpass.getuser()} has the lock {gpu.slot_queue().path('cpu')}" in line
 
 
 def test_a_file_of_another_program_in_the_queue_is_no_ticket(slots: Path) -> None:

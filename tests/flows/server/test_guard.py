@@ -28,7 +28,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from flows.machine.environment import product_folder
-from flows.server import overlap, run, watch
+from flows.server import run, watch
 from flows.server.app import allowed_hosts, application
 from flows.server.deploy import Site, job_template
 from flows.server.overlap import one_at_a_time
@@ -274,7 +274,6 @@ def test_a_second_run_waits_and_a_scheduled_one_has_nothing_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path))
-    monkeypatch.setattr(overlap, "POLL_S", 0.01)
     context = SimpleNamespace(flow_run=SimpleNamespace(id=uuid4(), name="nightly", auto_scheduled=True))
     monkeypatch.setattr("flows.server.overlap.FlowRunContext.get", lambda: context)
     order: list[str] = []
@@ -287,7 +286,7 @@ def test_a_second_run_waits_and_a_scheduled_one_has_nothing_to_do(
     with one_at_a_time("inbox", "skip") as other:
         assert other is None
         with one_at_a_time("inbox", "skip") as holder_of_inbox:
-            assert str(holder_of_inbox).startswith("nightly, since ")
+            assert str(holder_of_inbox).startswith("run nightly of user ")
         with one_at_a_time("liver", "skip") as holder_of_liver:
             assert holder_of_liver is None
         thread = threading.Thread(target=second)
