@@ -50,14 +50,14 @@ def look_s() -> float:
 
 
 class News(Protocol):
-    """What the watcher asks an inbox, as `flows.inbox.news.InboxNews` answers it."""
+    """The news of an inbox, as `flows.inbox.news.InboxNews` has it."""
 
     def look(self, *, read: bool = False) -> frozenset[Arrival]: ...
     def next_look_s(self, longest: float) -> float: ...
 
 
 class Runs(Protocol):
-    """What the watcher asks the server."""
+    """The runs of inboxes, as a server has them."""
 
     def is_busy(self, inbox: WatchedInbox) -> bool: ...
     def create(self, inbox: WatchedInbox) -> None: ...
@@ -90,7 +90,7 @@ class ServerRuns:
 
 
 class Notice:
-    """A problem that is told when it begins and when it ends, and not in between."""
+    """A problem that is printed when it begins and when it ends, and not in between."""
 
     def __init__(self, label: str, tell: Callable[[str], None] = print_result) -> None:
         self.label, self.tell, self.text = label, tell, ""
@@ -126,7 +126,7 @@ class InboxWatch:
         try:
             self._act(self.news.look())
             self.notice.set("")
-        except Exception as error:  # the watch of an inbox goes on whatever a share or a server does
+        except Exception as error:  # a share or a server can raise anything, and the watch goes on
             known = isinstance(error, UserError)
             self.notice.set(to_case_failure("", "find", error).rule if known else f"no answer ({type(error).__name__})")
             return self.longest

@@ -47,7 +47,7 @@ with device_slot("cpu", run=name):
 def slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "slots"
     monkeypatch.setenv("ADFLOWS_SLOTS", str(folder))
-    monkeypatch.setattr(gpu, "NOTICE_S", 0.1)
+    monkeypatch.setattr("flows.devices.lock_queue.NOTICE_S", 0.1)
     return folder
 
 
@@ -148,7 +148,7 @@ def test_a_waiting_step_says_who_has_the_device() -> None:
 
 
 def test_it_says_so_once_and_again_if_another_run_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "REPEAT_S", 0.1)
+    monkeypatch.setattr("flows.devices.lock_queue.REPEAT_S", 0.1)
     said: list[str] = []
 
     def wait() -> None:

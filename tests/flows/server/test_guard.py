@@ -27,6 +27,7 @@ from prefect.workers.process import ProcessJobConfiguration
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from flows.devices.tickets import read_queue
 from flows.machine.environment import product_folder
 from flows.server import run, watch
 from flows.server.app import allowed_hosts, application
@@ -34,6 +35,7 @@ from flows.server.deploy import Site, job_template
 from flows.server.overlap import one_at_a_time
 from flows.server.run import known_entrypoints
 from flows.server.watch import GONE, Watch, hold_run, lives
+from tests.flows.live_server import wait_for
 
 SECRET = "adflows:right"
 OPEN = {"/api/health", "/api/ready"}
@@ -313,3 +315,24 @@ def test_a_second_run_waits_and_a_scheduled_one_has_nothing_to_do(
         order.append("by hand")
     thread.join(30)
     assert order[2:] == ["holder", "by hand"]
+
+
+def test_runs_of_a_deployment_begin_in_the_order_in_which_they_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path))
+    order: list[int] = []
+
+    def run(number: int) -> None:
+        with one_at_a_time("liver", "wait"):
+            order.append(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(6)]
+    with one_at_a_time("liver", "wait"), one_at_a_time("zsad", "wait"):
+        for thread in threads:
+            before = len(read_queue(tmp_path / "locks" / "deployments"))
+            thread.start()
+            wait_for("it has a ticket", lambda: len(read_queue(tmp_path / "locks" / "deployments")) > before)  # noqa: B023
+    for thread in threads:
+        thread.join(30)
+    assert order == list(range(6))
