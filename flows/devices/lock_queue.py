@@ -44,6 +44,8 @@ class LockQueue:
     folder: Path
     variable: str
     """Environment variable that sets the folder, for a message."""
+    poll_s: float = POLL_S
+    """Time between two attempts of a waiter, much shorter than `PATIENCE_S`."""
 
     def path(self, name: str) -> Path:
         """Return the lock file of a name."""
@@ -179,7 +181,7 @@ class _Wait:
                     said, next_line = text, now + REPEAT_S
                 else:
                     next_line = now + NOTICE_S
-            time.sleep(POLL_S * random.uniform(0.5, 1.5))  # noqa: S311 - so that processes do not look at the same time
+            time.sleep(self.queue.poll_s * random.uniform(0.5, 1.5))  # noqa: S311 - so that processes do not look at the same time
 
     def _is_my_turn(self, name: str, now: float) -> bool:
         """Return whether nobody who asked earlier waits for a lock, or those who do left it unused for too long."""

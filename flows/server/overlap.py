@@ -21,6 +21,7 @@ from flows.privacy.log_filter import path_filter
 
 Overlap = Literal["wait", "skip"]
 """Behaviour of a run while another one of its deployment is at work. `skip` concerns runs of a schedule only."""
+POLL_S = 0.5
 WAITING = "Waiting"
 """Name of the state of a run that waits for another one."""
 
@@ -36,7 +37,7 @@ def one_at_a_time(name: str, overlap: Overlap) -> Iterator[str | None]:
     """
     context = FlowRunContext.get()
     run = None if context is None else context.flow_run
-    queue = LockQueue(cache_root() / "locks" / "deployments", "ADFLOWS_CACHE")
+    queue = LockQueue(cache_root() / "locks" / "deployments", "ADFLOWS_CACHE", POLL_S)
     if overlap == "skip" and run is not None and run.auto_scheduled and queue.is_taken(name):
         yield queue.holder_text(name, queue.holder(name), name)
         return

@@ -276,6 +276,7 @@ def test_a_second_run_waits_and_a_scheduled_one_has_nothing_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path))
+    monkeypatch.setattr("flows.server.overlap.POLL_S", 0.01)
     context = SimpleNamespace(flow_run=SimpleNamespace(id=uuid4(), name="nightly", auto_scheduled=True))
     monkeypatch.setattr("flows.server.overlap.FlowRunContext.get", lambda: context)
     order: list[str] = []
@@ -321,6 +322,7 @@ def test_runs_of_a_deployment_begin_in_the_order_in_which_they_came(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path))
+    monkeypatch.setattr("flows.server.overlap.POLL_S", 0.01)
     order: list[int] = []
 
     def run(number: int) -> None:
