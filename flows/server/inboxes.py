@@ -95,7 +95,10 @@ def switch_inbox(client: SyncPrefectClient, pool: str, config: str, *, on: bool)
 async def replace_minutely_runs(
     client: PrefectClient, known: Iterable[DeploymentResponse], *, dry_run: bool
 ) -> list[Applied]:
-    """Remove the schedule of earlier versions, and switch on the watcher of an inbox that it was switched on for."""
+    """Remove the schedule of earlier versions, and switch on the watcher of an inbox that it was switched on for.
+
+    The schedule stays if it is on and its inbox has no deployment of its own yet.
+    """
     rows = []
     for deployment in known:
         if deployment.name != BY_HAND:
@@ -104,19 +107,21 @@ async def replace_minutely_runs(
             if schedule.slug != FORMER_SLUG:
                 continue
             config = schedule.parameters.get("config") or deployment.parameters.get("config")
-            on = schedule.active and not deployment.paused
             if not dry_run:
-                if on:
-                    await _switch_on(client, str(config))
+                if schedule.active and not deployment.paused and not await _switch_on(client, str(config)):
+                    continue
                 await client.delete_deployment_schedule(deployment.id, schedule.id)
             rows.append(Applied("switch of inbox", str(config), "updated"))
     return rows
 
 
-async def _switch_on(client: PrefectClient, config: str) -> None:
+async def _switch_on(client: PrefectClient, config: str) -> bool:
+    """Switch the watcher of an inbox on. Return whether it has a switch."""
     try:
         deployment = await client.read_deployment_by_name(f"{INBOX_FLOW}/{inbox_deployment(config)}")
-    except ObjectNotFound:  # the configuration is gone
-        return
-    if (switch := _watched(deployment).switch) is not None:
-        await client.update_deployment_schedule(deployment.id, switch, active=True)
+    except ObjectNotFound:
+        return False
+    if (switch := _watched(deployment).switch) is None:
+        return False
+    await client.update_deployment_schedule(deployment.id, switch, active=True)
+    return True

@@ -281,6 +281,9 @@ async def _replace(on: bool) -> None:
         )
         nightly = DeploymentScheduleCreate(schedule=construct_schedule(cron="0 1 * * *"), active=on, slug="nightly")
         old = await client.create_deployment(flow, BY_HAND, work_pool_name=pool, schedules=[minutely, nightly])
+        if on:  # nothing would watch its inbox
+            assert await replace_minutely_runs(client, [await client.read_deployment(old)], dry_run=False) == []
+            assert len((await client.read_deployment(old)).schedules) == 2
         new = await client.create_deployment(
             flow, inbox_deployment(config), work_pool_name=pool, schedules=[switch()], tags=[WATCH_TAG]
         )
