@@ -55,7 +55,7 @@ def test_deploy_makes_what_is_needed_and_says_so(site: Live) -> None:
     first = {(row["kind"], row["name"]): row["status"] for row in site.answers[0]}
     assert set(first.values()) == {"created"}
     names = {name for kind, name in first if kind == "deployment"}
-    assert names == {"liver-nightly", "zsad-weekly", "step", "segment-inbox"}
+    assert names == {"liver-nightly", "zsad-weekly", "step", "segment-inbox", "inbox-example"}
     with site.client() as client:
         assert client.read_work_pool(POOL).type == "process"
         for deployment in client.read_deployments():
