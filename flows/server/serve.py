@@ -24,7 +24,7 @@ from flows.machine.environment import heartbeat_s, prefect_home, product_folder,
 from flows.machine.own_server import CLIENT_VARIABLE, SERVER_VARIABLE, ensure_secret, only_server, secret_file
 from flows.machine.terminal import print_result
 from flows.server.supervise import POLL_S, Child, run_until_stopped
-from flows.server.ui_policy import forbid_other_hosts
+from flows.server.ui_policy import change_pages
 from medad.base.errors import ConfigError
 
 LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - needed in a container
@@ -185,7 +185,7 @@ def _worker_line(worker_options: WorkerOptions) -> str:
 def _start_server(server: Child, server_options: ServerOptions) -> None:
     server.start()
     _wait_for(server, server_options)
-    forbid_other_hosts(Path(os.environ["PREFECT_UI_STATIC_DIRECTORY"]))
+    change_pages(Path(os.environ["PREFECT_UI_STATIC_DIRECTORY"]))
     print_result(f"server: {server_options.url}")
 
 
