@@ -19,6 +19,7 @@ from uuid import UUID
 import yaml
 
 from flows.machine.environment import product_folder
+from flows.machine.terminal import terminal
 
 FILES_VARIABLE = "ADFLOWS_DEPLOYMENTS"
 """Further files in the form of prefect.yaml, separated by colons. Workers run their deployments too."""
@@ -42,7 +43,12 @@ def entrypoint_of(deployment: str) -> str | None:
 def known_entrypoints() -> dict[str, str]:
     """Return the entry point of each deployment that a worker of this machine runs, by name."""
     more = os.environ.get(FILES_VARIABLE, "").split(os.pathsep)
-    files = [product_folder() / "prefect.yaml", *(Path(name) for name in more if name)]
+    files = [product_folder() / "prefect.yaml"]
+    for name in filter(None, more):
+        if (file := Path(name)).is_file():
+            files.append(file)
+        else:
+            terminal.line(f"{file}: no such file, named in ${FILES_VARIABLE}")
     tables = [yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"] for file in files]
     return {entry["name"]: entry["entrypoint"] for table in tables for entry in table}
 

@@ -256,8 +256,9 @@ class Live:
         return done.stdout + (done.stderr if code else "")
 
     def python(self, script: str) -> str:
-        """Run a script in this site's environment and return its output."""
-        done = self._done("-c", script)
+        """Run a script as a client of this site's server and return its output."""
+        own = f"import os; os.environ['PREFECT_API_AUTH_STRING'] = {self.secret!r}\n" if self.secret else ""
+        done = self._done("-c", own + script)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
