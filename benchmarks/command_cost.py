@@ -238,9 +238,7 @@ def time_demo(folder: Path) -> list[Row]:
 @contextlib.contextmanager
 def _running_server(environment: dict[str, str]) -> Iterator[tuple[str, int]]:
     """Start a server of Prefect. Yield the address of its API and its process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--port", str(port)],
         env=environment,
@@ -249,14 +247,22 @@ def _running_server(environment: dict[str, str]) -> Iterator[tuple[str, int]]:
     )
     try:
         url = f"http://127.0.0.1:{port}/api"
-        _wait_for_server(f"{url}/health")
+        wait_for_server(f"{url}/health")
         yield url, server.pid
     finally:
         server.terminate()
         server.wait()
 
 
-def _wait_for_server(address: str) -> None:
+def free_port() -> int:
+    """Return a port of this machine that is free now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_for_server(address: str) -> None:
+    """Wait until a server answers at an address."""
     deadline = time.monotonic() + SERVER_SECONDS
     while True:
         try:

@@ -1,6 +1,6 @@
 """The cost of the orchestration: a fully cached run, the demo, and the digest of a scan.
 
-    python benchmarks/orchestration.py [--only a,b,c,d,e,f,g,h] [--scans 500] [--json FILE]
+    python benchmarks/orchestration.py [--only a,b,c,d,e,f,g,h,i] [--scans 500] [--json FILE]
 
 a  the command `adflows liver run` with 130 cached volumes.
 b  the command `adflows demo` with an empty cache, compared with its steps in one process without Prefect, in CPU time
@@ -11,6 +11,7 @@ e  a cached command beside a running server.
 f  `adflows liver segment` with many small scans (`--scans`): CPU time beside the networks, memory and database.
 g  the idle time of the CPU's slot between two device steps of one run, with a running server.
 h  a training beside short steps, compared with the same work one after another.
+i  a watched inbox without new scans: CPU time of a day, and rows in the database. It takes 17 minutes.
 
 All data is generated and removed again. The demo's samples are downloaded or generated first; this is not timed. The
 command's database exists before, as in every use except the first.
@@ -25,7 +26,6 @@ import itertools
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import time
@@ -131,11 +131,10 @@ def time_digest(folder: Path) -> Any:
 
 
 def time_idle_device(folder: Path) -> Any:
+    from benchmarks.command_cost import free_port
     from benchmarks.zsad_timing import Row
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     environment = os.environ | {
         "ADFLOWS_CACHE": str(folder / "cache"),
@@ -192,7 +191,7 @@ def time_shared_cpu(folder: Path) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="a,b,c,d,e,f,g,h", help="letters to measure")
+    parser.add_argument("--only", default="a,b,c,d,e,f,g,h,i", help="letters to measure")
     parser.add_argument("--scans", type=int, default=100, help="number of scans of part f")
     parser.add_argument("--json", type=Path, help="file to write the table to")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
@@ -201,6 +200,7 @@ def main() -> None:
         run_bare_steps()
         return
     from benchmarks.command_cost import time_demo, time_hand_steps, time_many_scans, time_second_command
+    from benchmarks.idle_inbox import time_idle_inbox
     from benchmarks.zsad_timing import fresh_folder
 
     parts: dict[str, Callable[[Path], Any]] = {
@@ -212,6 +212,7 @@ def main() -> None:
         "f": functools.partial(time_many_scans, scans=arguments.scans),
         "g": time_idle_device,
         "h": time_shared_cpu,
+        "i": time_idle_inbox,
     }
     rows = []
     for letter, measure in parts.items():

@@ -174,7 +174,9 @@ def _register() -> None:
     app.add_typer(cli_cache.app, name="cache")
     app.add_typer(cli_ids.app, name="ids")
     app.command(epilog=example("adflows devices --json"))(cli_devices.devices)
-    for command in (cli_server.deploy, cli_server.serve, cli_server.server, cli_server.worker, cli_server.secret):
+    for command in (
+        cli_server.deploy, cli_server.serve, cli_server.server, cli_server.worker, cli_server.watch, cli_server.secret
+    ):  # fmt: skip
         app.command(epilog=example(cli_server.EXAMPLES[command.__name__]))(command)
 
 

@@ -50,6 +50,7 @@ Umask = Annotated[
 ]
 EXAMPLES = {
     "secret": "adflows secret",
+    "watch": "adflows watch --on radiology",
     "deploy": "adflows deploy liver-nightly --host-name gpu1 --dry-run",
     "serve": "adflows serve --port 4200",
     "server": "adflows server --port 4200",
@@ -95,6 +96,38 @@ def deploy(
         print_result(each.line)
     if dry_run:
         print_result("nothing was changed")
+
+
+def watch(
+    on: Annotated[list[str] | None, typer.Option("--on", metavar="INBOX", help="Watch this inbox.")] = None,
+    off: Annotated[list[str] | None, typer.Option("--off", metavar="INBOX", help="Stop watching this inbox.")] = None,
+    pool: Pool = POOL,
+    as_json: Json = False,
+) -> None:
+    """Show which inboxes the workers watch, and switch them on and off.
+
+    `adflows deploy` creates a deployment for each configuration of an inbox. While it is switched on, the machine of
+    its queue looks for new scans each minute, and makes a run only for these. Prefect's UI has the same switch.
+    """
+    prepare_prefect()
+    check_server()
+    from prefect.client.orchestration import get_client
+
+    from flows.server.inboxes import read_watched, switch_inbox
+
+    with get_client(sync_client=True) as client:
+        for state, names in ((True, on or []), (False, off or [])):
+            for name in names:
+                switch_inbox(client, pool, name, on=state)
+        found = read_watched(client, pool)
+    if as_json:
+        rows = [{"inbox": each.config, "watched": each.on, "queue": each.queue} for each in found]
+        print_result(json.dumps(rows, indent=1))
+        return
+    for each in found:
+        print_result(f"{'on' if each.on else 'off':<3} {each.config:<24} queue {each.queue}")
+    if not found:
+        print_result("no inbox has a deployment; run `adflows deploy`")
 
 
 def check_server() -> None:

@@ -1,9 +1,9 @@
-"""Tickets: the queue for the devices of a machine, first come, first served, between processes and users.
+"""Tickets: the queue for locks, such as those of devices, first come, first served, between processes and users.
 
-Each step that waits for a device, or has one, holds one ticket. A ticket is a small file that its step has locked with
-flock, in `queue` beside the locks of the devices. Its name begins with the time at which the step asked. Its content
-names the run. The kernel frees the lock when the last process of the step dies, and a ticket without a lock does not
-count.
+Each step that waits for a lock, or has one, holds one ticket. A run that waits for another run holds one too. A ticket
+is a small file that its step has locked with flock, in `queue` beside the locks. Its name begins with the time at which
+the step asked. Its content names the run. The kernel frees the lock when the last process of the step dies, and a
+ticket without a lock does not count.
 
 All users of the machine can read tickets, so they contain no path and no patient data. The user is the file's owner.
 """
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from flows.machine.environment import user_name
+from flows.machine.locks import try_lock
 
 QUEUE = "queue"
 """Name of the folder of tickets, below the folder of the locks."""
@@ -123,17 +124,9 @@ def is_locked(path: Path) -> bool:
     with contextlib.suppress(OSError):
         descriptor = os.open(path, READ)
         try:
-            return _held(descriptor)
+            return not try_lock(descriptor, shared=True)
         finally:
             os.close(descriptor)
-    return False
-
-
-def _held(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
     return False
 
 
@@ -147,7 +140,7 @@ def _read(path: Path, *, clean: bool) -> Entry | None:
     except OSError:
         return None
     try:
-        if not _held(descriptor):
+        if try_lock(descriptor, shared=True):
             if clean:
                 path.unlink()
             return None

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from flows.devices.lock_queue import NOTICE_S
 from flows.devices.progress import current_task
-from flows.devices.slots import NOTICE_S, Slot, device_slot
+from flows.devices.slots import Slot, device_slot
 from flows.machine.terminal import terminal
 from flows.privacy.log_filter import path_filter
 from flows.store.step import Call

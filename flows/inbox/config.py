@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from flows.inbox.arrivals import Content, list_arrivals, recall_content
+from flows.inbox.arrivals import Arrival, Content, list_arrivals, recall_content
 from flows.inbox.results import OutFolder, Row
 from flows.liver import run_folder as liver_folder
 from flows.liver.mask_steps import LIVER_MASK, finder_content
@@ -124,16 +124,20 @@ class Inbox:
                 raise ConfigError(f"{case_id}: no such case in {self.folder.path}")
 
 
-def has_news(request: InboxRequest) -> bool:
-    """Return whether a pass would have work to do. Runs no step and reads no scan. Raises UserError."""
-    inbox = Inbox.open(request)
-    if request.retry:
-        return True
+def new_arrivals(inbox: Inbox) -> set[Arrival]:
+    """Return the scans that a pass would read or segment. Runs no step and reads no scan. Raises UserError."""
     rows = inbox.folder.rows()
-    contents = [
-        recall_content(arrival, inbox.settings.liver_labels) for arrival in list_arrivals(inbox.settings).arrivals
-    ]
-    return any(content is None or inbox.should_segment(content, rows, ()) for content in contents)
+    found = {
+        arrival: recall_content(arrival, inbox.settings.liver_labels)
+        for arrival in list_arrivals(inbox.settings).arrivals
+    }
+    return {arrival for arrival, content in found.items() if content is None or inbox.should_segment(content, rows, ())}
+
+
+def has_news(request: InboxRequest) -> bool:
+    """Return whether a pass would have work to do. Raises UserError."""
+    inbox = Inbox.open(request)
+    return bool(request.retry) or bool(new_arrivals(inbox))
 
 
 def list_scans(inbox: Inbox) -> list[dict[str, Any]]:

@@ -40,8 +40,13 @@ class StepRequest(BaseModel):
     settings: PreprocessSettings
     header: HeaderSettings = HeaderSettings()
 
+    @property
+    def last(self) -> ManualStepName:
+        """Return the last step, which names the run."""
+        return self.names[-1]
 
-@define_flow("liver-step", "step {request.names[-1]}")
+
+@define_flow("liver-step", "step {request.last}")
 def hand_step(request: StepRequest, refresh: bool = False) -> Outcome:
     """Run preprocessing steps, each on the result of the one before."""
     runner = new_runner(ANY_MACHINE, refresh=refresh)

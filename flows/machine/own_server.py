@@ -8,7 +8,6 @@ Whoever has it can run programs as the server's user.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -18,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows.machine.environment import LIBRARY_DEFAULTS, LOCAL_HOSTS, PREFECT_DEFAULTS, prefect_home, prepare_numpy
+from flows.machine.locks import try_lock
 from medad.base.errors import ConfigError
 
 SERVER_VARIABLE, CLIENT_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
@@ -91,10 +91,8 @@ def only_server(url: str, *, own_secret: bool) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"{home}: cannot be written to ({error.strerror}); change PREFECT_HOME") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"{home}: another adflows server uses this database; change PREFECT_HOME") from error
+        if not try_lock(descriptor):
+            raise ConfigError(f"{home}: another adflows server uses this database; change PREFECT_HOME")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"url": url, "own_secret": own_secret}).encode(), 0)
         yield
@@ -111,9 +109,7 @@ def running_server() -> tuple[str, bool] | None:
         with (prefect_home() / _LOCK).open(encoding="utf-8") as file:
             if os.fstat(file.fileno()).st_uid != os.geteuid():
                 return None
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(file.fileno(), shared=True):
                 values = json.load(file)
                 return str(values["url"]), bool(values["own_secret"])
     except (OSError, ValueError, KeyError):

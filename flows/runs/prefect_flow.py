@@ -45,6 +45,7 @@ def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow
                 outcome = body(*args, **kwargs)
             wait_for_server()
         except Exception:
+            wait_for_server()  # a failure must be told too
             raise
         except BaseException:  # Ctrl-C or a cancellation, which Prefect's threads do not notice
             stopping.set()

@@ -3,7 +3,7 @@
 Running it twice is safe. It sets up:
 
 - a work pool with one queue for this machine. Its template has the command of all runs, which no run can change,
-- the deployments of prefect.yaml, through `prefect deploy`,
+- the deployments of prefect.yaml, and one for each inbox (`flows.server.inboxes`), through `prefect deploy`,
 - two automations that mark runs as crashed: one if a run's process vanished, one if a run never began,
 - one automation that sends a notification of each failed run, if a notification block is given.
 """
@@ -37,6 +37,7 @@ from flows.server.automations import (
     notification,
     zombie_automation,
 )
+from flows.server.inboxes import inbox_entries, replace_minutely_runs
 from medad.base.errors import ConfigError
 
 POOL_TYPE = "process"
@@ -101,6 +102,7 @@ async def deploy(
         The server rejects a request, or a required object is missing.
     """
     values = read_deployments(site.product)
+    values["deployments"] += inbox_entries(values)
     entries = choose_deployments(values, names)
     with _server_errors_as_config_errors():
         async with get_client() as client:
@@ -203,7 +205,8 @@ async def _deployments(
             effective.append(entry)
     if not dry_run:
         _prefect_deploy(site, values | {"deployments": effective})
-    return rows
+    chosen = [there for entry in entries if (there := known.get(entry["name"])) is not None]
+    return rows + await replace_minutely_runs(client, chosen, dry_run=dry_run)
 
 
 def _parameters(site: Site, entry: dict[str, Any]) -> set[str]:

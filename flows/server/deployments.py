@@ -12,6 +12,7 @@ flows, because a training that failed would fail again. Results are cached, so t
 from __future__ import annotations
 
 import functools
+import inspect
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -166,11 +167,12 @@ class StepSettings(BaseModel):
 
 
 def _deployed(
-    name: str, run_name: str, overlap: Overlap | None = "wait"
+    name: str, run_name: str, overlap: Overlap | None = "wait", lock: str = ""
 ) -> Callable[[Callable[..., Outcome]], Flow[..., Any]]:
     """Return a decorator that makes a Prefect flow. Its state's message names the first failed case and the reason.
 
-    `overlap` says what a run does while another one of the flow is at work. None: they run side by side.
+    `overlap` says what a run does while another one of the flow is at work. None: they run side by side. `lock` is a
+    pattern with the parameters, and flows with different values of it run side by side. Default: one for the flow.
     """
 
     def deploy(body: Callable[..., Outcome]) -> Flow[..., Any]:
@@ -179,9 +181,11 @@ def _deployed(
             if overlap is None:
                 outcome = body(*args, **kwargs)
             else:
-                with one_at_a_time(name, overlap) as other:
+                given = inspect.signature(body).bind(*args, **kwargs)
+                given.apply_defaults()
+                with one_at_a_time(lock.format(**given.arguments) or name, overlap) as other:
                     if other is not None:
-                        return Outcome(0, 0, summary=f"nothing done: the run {other}, is at work")
+                        return Outcome(0, 0, summary=f"nothing done: {other}")
                     outcome = body(*args, **kwargs)
             if not outcome.failures:
                 return outcome
@@ -265,7 +269,7 @@ def case_step(
     return Outcome.from_runner(runner, details=details, useful=ref is not None)
 
 
-@_deployed("liver-inbox", "inbox {config}", overlap="skip")
+@_deployed("liver-inbox", "inbox {config}", overlap="skip", lock="liver-inbox-{config}")
 def segment_inbox(config: InboxConfig = "example", retry: Retry = (), refresh: Refresh = False) -> Outcome:
     """New scans of an inbox: each is segmented once."""
     file = named_config(config, "inbox")  # a form cannot name a file

@@ -19,17 +19,36 @@ from uuid import UUID
 import yaml
 
 from flows.machine.environment import product_folder
+from flows.machine.terminal import terminal
 
 FILES_VARIABLE = "ADFLOWS_DEPLOYMENTS"
 """Further files in the form of prefect.yaml, separated by colons. Workers run their deployments too."""
+BY_HAND = "segment-inbox"
+"""Deployment of all inboxes, for runs by hand."""
+_INBOX_PREFIX = "inbox-"
 _BLOCK = 1 << 16
 _FLUSH_S = 5.0
+
+
+def inbox_deployment(config: str) -> str:
+    """Return the name of an inbox's own deployment."""
+    return _INBOX_PREFIX + config
+
+
+def entrypoint_of(deployment: str) -> str | None:
+    """Return the entry point of a deployment. Those of inboxes run the same flow. None: it is unknown."""
+    return known_entrypoints().get(BY_HAND if deployment.startswith(_INBOX_PREFIX) else deployment)
 
 
 def known_entrypoints() -> dict[str, str]:
     """Return the entry point of each deployment that a worker of this machine runs, by name."""
     more = os.environ.get(FILES_VARIABLE, "").split(os.pathsep)
-    files = [product_folder() / "prefect.yaml", *(Path(name) for name in more if name)]
+    files = [product_folder() / "prefect.yaml"]
+    for name in filter(None, more):
+        if (file := Path(name)).is_file():
+            files.append(file)
+        else:
+            terminal.line(f"{file}: no such file, named in ${FILES_VARIABLE}")
     tables = [yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"] for file in files]
     return {entry["name"]: entry["entrypoint"] for table in tables for entry in table}
 
@@ -98,7 +117,7 @@ def _entrypoint(run_id: UUID) -> str | None:
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
         name = None if run.deployment_id is None else client.read_deployment(run.deployment_id).name
-        found = known_entrypoints().get(name or "")
+        found = entrypoint_of(name or "")
         if found is None:
             text = f"{name or 'a run without deployment'}: not in this machine's prefect.yaml or ${FILES_VARIABLE}"
             client.set_flow_run_state(run_id, Failed(message=text), force=True)

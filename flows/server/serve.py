@@ -1,6 +1,7 @@
 """The commands `adflows serve`, `server` and `worker`.
 
-`serve` runs a Prefect server and a worker on this machine. `server` and `worker` run only one of them.
+`serve` runs a Prefect server and a worker on this machine. `server` and `worker` run only one of them. Beside each
+worker runs a watcher of this machine's inboxes (`flows.server.inbox_watch`).
 
 This module does not import Prefect before Prefect's environment variables are set.
 """
@@ -23,7 +24,7 @@ from flows.machine.environment import heartbeat_s, prefect_home, product_folder,
 from flows.machine.own_server import CLIENT_VARIABLE, SERVER_VARIABLE, ensure_secret, only_server, secret_file
 from flows.machine.terminal import print_result
 from flows.server.supervise import POLL_S, Child, run_until_stopped
-from flows.server.ui_policy import forbid_other_hosts
+from flows.server.ui_policy import change_pages
 from medad.base.errors import ConfigError
 
 LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - needed in a container
@@ -50,6 +51,7 @@ START_S = 180.0
 """Time limit for the start. The first start creates the database, which takes 14 s on two idle cores."""
 STOP_WORKER_S = 30.0
 STOP_SERVER_S = 20.0
+STOP_WATCHER_S = 5.0
 
 _PREFECT = [sys.executable, "-m", "prefect"]
 
@@ -97,18 +99,17 @@ def serve_until_stopped(
     ConfigError
         The port or the database is in use, the server does not start, or it rejects prefect.yaml.
     """
-    server, worker = _server(), _worker(worker_options)
+    server, (watcher, worker) = _server(), _worker(worker_options)
 
     def begin() -> None:
         _start_server(server, server_options)
         _apply(deploy_options, worker_options)
-        _end_dead_runs(worker_options)
-        worker.start()
-        print_result(f"{_worker_line(worker_options)}; Ctrl-C ends both")
+        _start_worker(watcher, worker, worker_options)
+        print_result(f"{_worker_line(worker_options)}; Ctrl-C ends all")
 
     with _only_server(server_options):
         os.environ.update(worker_environment(worker_options))
-        run_until_stopped((worker, server), begin)
+        run_until_stopped((watcher, worker, server), begin)
 
 
 def run_server_until_stopped(server_options: ServerOptions) -> None:
@@ -120,15 +121,14 @@ def run_server_until_stopped(server_options: ServerOptions) -> None:
 
 def run_worker_until_stopped(worker_options: WorkerOptions) -> None:
     """Run a worker for the server of PREFECT_API_URL until Ctrl-C or SIGTERM, which also ends the worker's runs."""
-    worker = _worker(worker_options)
+    watcher, worker = _worker(worker_options)
 
     def begin() -> None:
-        _end_dead_runs(worker_options)
-        worker.start()
+        _start_worker(watcher, worker, worker_options)
         print_result(f"{_worker_line(worker_options)}; Ctrl-C ends it")
 
     os.environ.update(worker_environment(worker_options))
-    run_until_stopped((worker,), begin)
+    run_until_stopped((watcher, worker), begin)
 
 
 @contextlib.contextmanager
@@ -159,11 +159,22 @@ def _server() -> Child:
     return Child("server", [sys.executable, "-m", "flows.server.app"], STOP_SERVER_S)
 
 
-def _worker(worker_options: WorkerOptions) -> Child:
-    """Return Prefect's worker for this machine's queue. Only `adflows deploy` creates the work pool."""
+def _worker(worker_options: WorkerOptions) -> tuple[Child, Child]:
+    """Return the watcher of this machine's inboxes, and Prefect's worker for its queue.
+
+    Only `adflows deploy` creates the work pool.
+    """
+    watch = ["-m", "flows.server.inbox_watch", worker_options.pool, worker_options.host]
     pool = ["--type", "process", "--pool", worker_options.pool, "--no-create-pool-if-not-found"]
     queue = ["--work-queue", worker_options.host, "--name", worker_options.host, "--limit", str(worker_options.limit)]
-    return Child("worker", [*_PREFECT, "worker", "start", *pool, *queue], STOP_WORKER_S, runs_first=True, nice=True)
+    worker = Child("worker", [*_PREFECT, "worker", "start", *pool, *queue], STOP_WORKER_S, runs_first=True, nice=True)
+    return Child("inbox watcher", [sys.executable, *watch], STOP_WATCHER_S, nice=True), worker
+
+
+def _start_worker(watcher: Child, worker: Child, worker_options: WorkerOptions) -> None:
+    _end_dead_runs(worker_options)
+    worker.start()
+    watcher.start()
 
 
 def _worker_line(worker_options: WorkerOptions) -> str:
@@ -174,7 +185,7 @@ def _worker_line(worker_options: WorkerOptions) -> str:
 def _start_server(server: Child, server_options: ServerOptions) -> None:
     server.start()
     _wait_for(server, server_options)
-    forbid_other_hosts(Path(os.environ["PREFECT_UI_STATIC_DIRECTORY"]))
+    change_pages(Path(os.environ["PREFECT_UI_STATIC_DIRECTORY"]))
     print_result(f"server: {server_options.url}")
 
 

@@ -22,6 +22,7 @@ from flows.machine.terminal import print_result
 
 STOP_RUNS_S = 60.0
 """Time that runs get to end. A training checks between two batches whether it must stop."""
+KILL_S = 5.0
 POLL_S = 0.25
 BACKOFF_S = (1.0, 60.0)
 STABLE_S = 60.0
@@ -87,7 +88,9 @@ class Child:
         except subprocess.TimeoutExpired:
             print_result(f"{self.name}: did not end within {self.stop_s:.0f} s; killing it")
             self.process.kill()
-            self.process.wait()
+            # a process that waits for a dead network share cannot even be killed
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(KILL_S)
         self.process = None
 
 

@@ -29,6 +29,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.machine.environment import cache_root, host_name
+from flows.machine.locks import try_lock
 from flows.machine.stopping import StoppedError, stopping
 from flows.store.digests import DigestMemory, file_sha256
 from flows.store.references import Ref, canonical_json, library_versions
@@ -110,14 +111,13 @@ def _try_lock(path: Path) -> int | None:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_lock(descriptor):
+                os.close(descriptor)
+                return None
             # the last holder removes the file, so check that the locked file is still the one on disk
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 os.pwrite(descriptor, f"process {os.getpid()} on {host_name()}".encode(), 0)
                 return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
         except FileNotFoundError:
             pass
         except BaseException:

@@ -48,6 +48,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ),
     ("docs/how-to/compare.md", "pip install --constraint constraints.txt 'adflows[segmentation]'"): "takes the network",
     ("docs/how-to/inbox.md", "adflows liver inbox inbox.yaml --watch 60"): "runs until Ctrl-C",
+    ("docs/how-to/inbox.md", "adflows deploy"): "needs a server",
     ("docs/how-to/privacy.md", "sudo -u adflows adflows ids add scan.nii.gz --liver liver.nii.gz"): "needs an account",
     (
         "docs/how-to/single-step.md",

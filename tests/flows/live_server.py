@@ -39,6 +39,7 @@ HELD = '''
 import os, time
 from pathlib import Path
 from prefect import flow, get_run_logger
+from flows.runs.server_answer import wait_for_server
 from flows.server.overlap import one_at_a_time
 
 FOLDER = Path(os.environ["HELD"])
@@ -52,8 +53,9 @@ def wait(mark: str) -> None:
 
 @flow(name="liver-held", flow_run_name="held {mark}", persist_result=False)
 def alone(mark: str) -> None:
-    """Wait until the test releases the flow."""
+    """Wait until the test releases the flow, and at its end for the server, as every flow of ours does."""
     wait(mark)
+    wait_for_server()
 
 @flow(name="liver-held", flow_run_name="held {mark}", persist_result=False)
 def queued(mark: str) -> None:
@@ -254,8 +256,9 @@ class Live:
         return done.stdout + (done.stderr if code else "")
 
     def python(self, script: str) -> str:
-        """Run a script in this site's environment and return its output."""
-        done = self._done("-c", script)
+        """Run a script as a client of this site's server and return its output."""
+        own = f"import os; os.environ['PREFECT_API_AUTH_STRING'] = {self.secret!r}\n" if self.secret else ""
+        done = self._done("-c", own + script)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

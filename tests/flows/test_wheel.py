@@ -153,7 +153,7 @@ def test_deploy_reads_the_wheels_own_prefect_yaml(used: Installed) -> None:
     code, answer = used.answers["deploy"]
     assert code == 0
     assert {row["name"] for row in answer if row["kind"] == "deployment"} == {
-        "liver-nightly", "zsad-weekly", "step", "segment-inbox",
+        "liver-nightly", "zsad-weekly", "step", "segment-inbox", "inbox-example",
     }  # fmt: skip
 
 

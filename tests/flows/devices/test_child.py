@@ -48,7 +48,7 @@ def facts(out: Path) -> dict[str, Any]:
 
 
 def is_free(name: str = gpu.SHORT_STEPS) -> bool:
-    descriptor = gpu._try_lock(name)
+    descriptor = gpu.slot_queue().try_lock(name)
     if descriptor is None:
         return False
     os.close(descriptor)

@@ -82,7 +82,7 @@ def test_an_error_gives_the_slot_back() -> None:
 def test_a_copy_of_the_descriptor_holds_the_device_too() -> None:
     with gpu.device_slot("cpu") as slot:
         copy = os.dup(slot.descriptor)
-    assert gpu._try_lock("cpu") is None, "as the child of a killed flow holds it"
+    assert gpu.slot_queue().try_lock("cpu") is None, "as the child of a killed flow holds it"
     os.close(copy)
     with gpu.device_slot("cpu"):
         pass

@@ -47,7 +47,7 @@ with device_slot("cpu", run=name):
 def slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "slots"
     monkeypatch.setenv("ADFLOWS_SLOTS", str(folder))
-    monkeypatch.setattr(gpu, "NOTICE_S", 0.1)
+    monkeypatch.setattr("flows.devices.lock_queue.NOTICE_S", 0.1)
     return folder
 
 
@@ -127,7 +127,9 @@ def test_who_has_a_device_is_known_to_all_users_whatever_the_umask(slots: Path) 
     try:
         with gpu.device_slot("cpu", run="liver tiny"):
             [entry] = read_queue(slots)
-            modes = {path.name: path.stat().st_mode & 0o7777 for path in (slots, slots / QUEUE, gpu.lock_path("cpu"))}
+            modes = {
+                path.name: path.stat().st_mode & 0o7777 for path in (slots, slots / QUEUE, gpu.slot_queue().path("cpu"))
+            }
             [ticket] = (slots / QUEUE).iterdir()
             assert ticket.stat().st_mode & 0o777 == 0o644
     finally:
@@ -146,7 +148,7 @@ def test_a_waiting_step_says_who_has_the_device() -> None:
 
 
 def test_it_says_so_once_and_again_if_another_run_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "REPEAT_S", 0.1)
+    monkeypatch.setattr("flows.devices.lock_queue.REPEAT_S", 0.1)
     said: list[str] = []
 
     def wait() -> None:
@@ -192,13 +194,13 @@ def test_a_stopped_holder_is_named(tmp_path: Path) -> None:
 def test_a_program_that_holds_the_lock_without_a_ticket_is_named() -> None:
     with gpu.device_slot("cpu"):
         pass
-    descriptor = os.open(gpu.lock_path("cpu"), os.O_RDONLY)
+    descriptor = os.open(gpu.slot_queue().path("cpu"), os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         line = notice()
     finally:
         os.close(descriptor)
-    assert f"process {os.getpid()} of user {getpass.getuser()} has the lock {gpu.lock_path('cpu')}" in line
+    assert f"process {os.getpid()} of user {getpass.getuser()} has the lock {gpu.slot_queue().path('cpu')}" in line
 
 
 def test_a_file_of_another_program_in_the_queue_is_no_ticket(slots: Path) -> None:

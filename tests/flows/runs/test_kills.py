@@ -93,7 +93,7 @@ def check(place: str, step: str, runs: Runs, straight: dict[str, Any], monkeypat
     assert left_behind(runs.root) == []
     monkeypatch.setenv("ADFLOWS_SLOTS", str(runs.root / "slots"))
     for name in (gpu.CPU_NAME, gpu.SHORT_STEPS):
-        descriptor = gpu._try_lock(name)
+        descriptor = gpu.slot_queue().try_lock(name)
         assert descriptor is not None, "the device is free"
         os.close(descriptor)
 

@@ -36,7 +36,7 @@ def test_it_says_what_it_waits_for_in_terminal_log_and_ui(
 ) -> None:
     del prefect_server, cache
     monkeypatch.setenv("ADFLOWS_SLOTS", str(tmp_path / "slots"))
-    monkeypatch.setattr(gpu, "NOTICE_S", 0.1)
+    monkeypatch.setattr("flows.devices.lock_queue.NOTICE_S", 0.1)
     lines: list[str] = []
     monkeypatch.setattr(terminal, "line", lines.append)
     shown: list[Any] = []

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import prefect
 import pytest
 import yaml
 from prefect.flows import Flow, load_flow_from_entrypoint
@@ -45,7 +46,7 @@ from flows.server.serve import (
     server_environment,
     worker_environment,
 )
-from flows.server.ui_policy import POLICY, forbid_other_hosts
+from flows.server.ui_policy import ADVERTISEMENT_KEY, POLICY, change_pages
 from flows.zsad.flow import zsad
 from medad.base.errors import ConfigError
 from medad.config.liver import PreprocessSettings
@@ -98,7 +99,7 @@ def test_every_deployment_is_complete(name: str) -> None:
 def test_schedules_are_what_their_names_say() -> None:
     assert BY_NAME["liver-nightly"]["schedules"][0]["cron"].endswith("* * *")
     assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", BY_NAME["zsad-weekly"]["schedules"][0]["cron"])
-    assert BY_NAME["segment-inbox"]["schedules"][0]["interval"] == 60
+    assert "schedules" not in BY_NAME["segment-inbox"], "a run each minute would cost hours of CPU time a month"
     assert "schedules" not in BY_NAME["step"]
 
 
@@ -397,16 +398,24 @@ def test_pages_of_the_ui_get_the_policy_once(tmp_path: Path) -> None:
     page = tmp_path / "v2" / "index.html"
     page.parent.mkdir()
     page.write_text("<html><head><title>x</title></head></html>", encoding="utf-8")
-    forbid_other_hosts(tmp_path)
+    change_pages(tmp_path)
     first = page.read_text(encoding="utf-8")
     assert first.index(POLICY) < first.index("<title>")
-    forbid_other_hosts(tmp_path)
+    assert first.index(f'localStorage.setItem("{ADVERTISEMENT_KEY}", "false")') < first.index("<title>")
+    change_pages(tmp_path)
     assert page.read_text(encoding="utf-8") == first
     assert not re.search(r"https?:|\*", POLICY)
     page.write_text("<html></html>", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"index\.html"):
-        forbid_other_hosts(tmp_path)
-    forbid_other_hosts(tmp_path / "nothing")
+        change_pages(tmp_path)
+    change_pages(tmp_path / "nothing")
+
+
+def test_the_login_page_that_advertises_reads_the_name_that_we_set() -> None:
+    pages = Path(prefect.__ui_static_path__)
+    scripts = [file.read_text(encoding="utf-8") for file in (pages / "assets").glob("*.js")]
+    advertising = [text for text in scripts if "You can use Prefect Cloud" in text]
+    assert all(f"getItem(`{ADVERTISEMENT_KEY}`)" in text for text in advertising)
 
 
 UNITS = sorted((ROOT / "deploy").glob("*.service")) + sorted((ROOT / "deploy").glob("*.timer"))

@@ -27,13 +27,15 @@ from prefect.workers.process import ProcessJobConfiguration
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from flows.devices.tickets import read_queue
 from flows.machine.environment import product_folder
-from flows.server import overlap, run, watch
+from flows.server import run, watch
 from flows.server.app import allowed_hosts, application
 from flows.server.deploy import Site, job_template
 from flows.server.overlap import one_at_a_time
 from flows.server.run import known_entrypoints
 from flows.server.watch import GONE, Watch, hold_run, lives
+from tests.flows.live_server import wait_for
 
 SECRET = "adflows:right"
 OPEN = {"/api/health", "/api/ready"}
@@ -274,7 +276,7 @@ def test_a_second_run_waits_and_a_scheduled_one_has_nothing_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path))
-    monkeypatch.setattr(overlap, "POLL_S", 0.01)
+    monkeypatch.setattr("flows.server.overlap.POLL_S", 0.01)
     context = SimpleNamespace(flow_run=SimpleNamespace(id=uuid4(), name="nightly", auto_scheduled=True))
     monkeypatch.setattr("flows.server.overlap.FlowRunContext.get", lambda: context)
     order: list[str] = []
@@ -287,7 +289,7 @@ def test_a_second_run_waits_and_a_scheduled_one_has_nothing_to_do(
     with one_at_a_time("inbox", "skip") as other:
         assert other is None
         with one_at_a_time("inbox", "skip") as holder_of_inbox:
-            assert str(holder_of_inbox).startswith("nightly, since ")
+            assert str(holder_of_inbox).startswith("run nightly of user ")
         with one_at_a_time("liver", "skip") as holder_of_liver:
             assert holder_of_liver is None
         thread = threading.Thread(target=second)
@@ -314,3 +316,25 @@ def test_a_second_run_waits_and_a_scheduled_one_has_nothing_to_do(
         order.append("by hand")
     thread.join(30)
     assert order[2:] == ["holder", "by hand"]
+
+
+def test_runs_of_a_deployment_begin_in_the_order_in_which_they_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path))
+    monkeypatch.setattr("flows.server.overlap.POLL_S", 0.01)
+    order: list[int] = []
+
+    def run(number: int) -> None:
+        with one_at_a_time("liver", "wait"):
+            order.append(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(6)]
+    with one_at_a_time("liver", "wait"), one_at_a_time("zsad", "wait"):
+        for thread in threads:
+            before = len(read_queue(tmp_path / "locks" / "deployments"))
+            thread.start()
+            wait_for("it has a ticket", lambda: len(read_queue(tmp_path / "locks" / "deployments")) > before)  # noqa: B023
+    for thread in threads:
+        thread.join(30)
+    assert order == list(range(6))
