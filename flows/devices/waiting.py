@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from flows.devices.lock_queue import NOTICE_S
 from flows.devices.progress import current_task
 from flows.devices.slots import Slot, device_slot
+from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
 from flows.privacy.log_filter import path_filter
 from flows.store.step import Call
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
 WAITING_STATE = "Waiting"
-"""Name of the state of a task that waits for a device."""
+"""Name of the state of a task, and of its run, that waits for a device or for another run."""
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ class WaitingNotice:
         """Show a line, and give the call's task the state Waiting."""
         if self._say is None:
             self._say = self._shown.enter_context(terminal.waiting(line, waited_s=NOTICE_S))
+            self._shown.enter_context(_waiting_run(line))
         self._say(line)
         _log_line(line)
         _set_state(WAITING_STATE, line)
@@ -46,6 +50,52 @@ class WaitingNotice:
             self._shown.close()
             _set_state("Running", "")
         self._say = None
+
+
+_waiting_calls: Counter[object] = Counter()
+"""Number of waiting calls, by run."""
+_counting = threading.Lock()
+
+
+@contextlib.contextmanager
+def _waiting_run(line: str) -> Iterator[None]:
+    """Give the run the state Waiting while at least one of its calls waits inside the `with` block."""
+    if "prefect" not in sys.modules:
+        yield
+        return
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    run = None if context is None or context.flow_run is None else context.flow_run.id
+    with _counting:
+        _waiting_calls[run] += 1
+        first = _waiting_calls[run] == 1
+    if first:
+        show_run_state(WAITING_STATE, line)
+    try:
+        yield
+    finally:
+        with _counting:
+            _waiting_calls[run] -= 1
+            last = not _waiting_calls[run]
+        if last and not stopping.is_set():
+            show_run_state("Running", "")
+
+
+def show_run_state(name: str, message: str) -> None:
+    """Show a state of the current run in the UI, if there is a run. A server that is away changes nothing."""
+    from prefect.client.orchestration import get_client
+    from prefect.context import FlowRunContext
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.states import Running
+
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    # without retries, which would hold up the step for a minute
+    once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+    with contextlib.suppress(Exception), once, get_client(sync_client=True) as client:
+        client.set_flow_run_state(context.flow_run.id, Running(name=name, message=message or None), force=True)
 
 
 @contextlib.contextmanager

@@ -9,21 +9,17 @@ import contextlib
 from collections.abc import Iterator
 from typing import Literal
 
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
-from prefect.states import Running
 
 from flows.devices.lock_queue import LockQueue
+from flows.devices.waiting import WAITING_STATE, show_run_state
 from flows.machine.environment import cache_root
 from flows.privacy.log_filter import path_filter
 
 Overlap = Literal["wait", "skip"]
 """Behaviour of a run while another one of its deployment is at work. `skip` concerns runs of a schedule only."""
 POLL_S = 0.5
-WAITING = "Waiting"
-"""Name of the state of a run that waits for another one."""
 
 
 @contextlib.contextmanager
@@ -47,19 +43,10 @@ def one_at_a_time(name: str, overlap: Overlap) -> Iterator[str | None]:
         nonlocal waited
         waited = True
         get_run_logger().info(line)
-        _show(Running(name=WAITING, message=line))
+        show_run_state(WAITING_STATE, line)
 
     label = "" if run is None else path_filter.scrub(run.name)
     with queue.lock((name,), run=label, what=name, on_wait=show_wait):
         if waited:
-            _show(Running())
+            show_run_state("Running", "")
         yield None
-
-
-def _show(state: State) -> None:
-    """Show a state of this run in the UI. A server that is away changes nothing."""
-    context = FlowRunContext.get()
-    if context is None or context.flow_run is None:
-        return
-    with contextlib.suppress(Exception), get_client(sync_client=True) as client:
-        client.set_flow_run_state(context.flow_run.id, state, force=True)

@@ -67,4 +67,8 @@ def test_it_says_what_it_waits_for_in_terminal_log_and_ui(
             if found := [log.message for log in logs if log.message.startswith("waiting for")]:
                 break
             time.sleep(0.2)
+        states = client.read_flow_run_states(task.flow_run_id)
     assert found == [line]
+    waiting = [state for state in states if state.name == "Waiting"]
+    assert [state.message for state in waiting] == [line], "the run waits too"
+    assert states[-1].name == "Completed"
