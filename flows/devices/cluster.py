@@ -1,4 +1,4 @@
-"""What the workers of a running cluster share with a run: the code, the cache with its locks, and the Prefect server.
+"""Needs of a run that all workers of a running cluster must meet: code, cache with its locks, and Prefect server.
 
 The run checks all workers before its first task. Each task checks its own worker too, since one may join later. Both
 end in one line that names the worker's host and the rule.
@@ -41,7 +41,7 @@ GPU_RESOURCE = "GPU"
 
 @dataclass(frozen=True)
 class RunNeeds:
-    """What each worker must have."""
+    """Needs of a run, which each worker must meet."""
 
     lock: str
     """File in the cache that the run has locked, relative to the cache."""

@@ -1,4 +1,4 @@
-"""What a worker must share with a run, and the warning about clusters without TLS."""
+"""Needs of a run on a cluster that each worker must meet, and the warning about open clusters."""
 
 from __future__ import annotations
 
