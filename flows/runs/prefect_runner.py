@@ -18,9 +18,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
 from flows.devices.child import compute_in_child, preload_libraries
+from flows.devices.cluster import RunNeeds, require_fit
 from flows.devices.engines import EngineTaskRunner
 from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
@@ -39,7 +41,7 @@ from flows.runs.runner import (
 from flows.store.artifacts import BuildRecord
 from flows.store.references import Ref
 from flows.store.step import Call
-from medad.base.errors import CaseFailure
+from medad.base.errors import CaseFailure, ConfigError
 
 mend_prefect_log()  # in each process that runs flows or tasks, also on a cluster's workers
 CACHED_STATE = "Cached"
@@ -55,10 +57,19 @@ def make_on_worker(call: Call, out: Path, key: str) -> BuildRecord | None:
     return compute_in_child(call, out, key)
 
 
+def _find_or_make(label: str, call: Call, refresh: bool, needs: RunNeeds | None) -> BuiltArtifact | CaseFailure:
+    try:
+        if needs is not None:
+            require_fit(needs)
+    except ConfigError as error:
+        return to_case_failure(label, call.step.name, error)
+    return find_or_make(label, call, refresh=refresh, make=make_on_worker)
+
+
 @without_private_text
-def run_call(label: str, call: Call, refresh: bool) -> State[Any]:
-    """Run a call as the function of a task."""
-    outcome = find_or_make(label, call, refresh=refresh, make=make_on_worker)
+def run_call(label: str, call: Call, refresh: bool, needs: RunNeeds | None) -> State[Any]:
+    """Run a call as the function of a task. `needs` is what a worker of a running cluster must have."""
+    outcome = _find_or_make(label, call, refresh, needs)
     if isinstance(outcome, BuiltArtifact):
         return Completed(name=CACHED_STATE if outcome.cached else "Completed", message=label, data=outcome)
     if outcome.bug is not None:
@@ -68,7 +79,7 @@ def run_call(label: str, call: Call, refresh: bool) -> State[Any]:
     return Failed(message=f"{outcome.case_id}: {outcome.rule}", data=outcome)
 
 
-def prefect_task(call: Call) -> Task[[str, Call, bool], State[Any]]:
+def prefect_task(call: Call) -> Task[[str, Call, bool, RunNeeds | None], State[Any]]:
     """Return the Prefect task for a call's step."""
     return Task(
         run_call,
@@ -96,14 +107,17 @@ class PrefectRunner(Runner):
     def begin(self) -> None:
         super().begin()
         self._numbering = threading.Lock()
+        self._needs: RunNeeds | None = None
         context = FlowRunContext.get()
         if context is not None and isinstance(context.task_runner, EngineTaskRunner):
-            context.task_runner.use(self.machine)
+            if self.machine.engine != "threads" and self.machine.engine_address is not None:
+                self._needs = RunNeeds.of_run(self.lock, PREFECT_API_URL.value())
+            context.task_runner.use(self.machine, self._needs)
 
     def submit(self, label: str, call: Call) -> SubmittedCall:
         terminal.submitted(call.step.name)
         with self._numbering:  # Prefect numbers a flow's tasks without a lock
-            future = prefect_task(call).submit(label, call, self.refresh)
+            future = prefect_task(call).submit(label, call, self.refresh, self._needs)
         running = RunningCall(self, label, call, future)
         if isinstance(future, PrefectConcurrentFuture):  # futures of clusters do not tell when they end
             future.wrapped_future.add_done_callback(running.show_end)

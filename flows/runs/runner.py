@@ -168,7 +168,9 @@ class Runner(abc.ABC):
         stopping.clear()
         store = ArtifactStore()
         store.sweep()
-        weakref.finalize(self, store.mark_run())
+        mark = store.mark_run()
+        self.lock = mark.path
+        weakref.finalize(self, mark.end)
 
     @property
     def max_device_calls(self) -> int:
