@@ -113,6 +113,11 @@ class EngineTaskRunner(AnyTaskRunner):
         with _requesting_device(self._engine, isinstance(call, Call) and call.step.kind is not None):
             return self._chosen.submit(task, parameters, wait_for, dependencies)
 
+    @property
+    def in_this_process(self) -> bool:
+        """Return whether tasks run in threads of this process."""
+        return self._engine == "threads"
+
     def cancel_all(self) -> None:
         """Cancel tasks that have not begun."""
         if isinstance(self._chosen, ThreadPoolTaskRunner):
