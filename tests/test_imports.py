@@ -71,8 +71,8 @@ FOREIGN = {
     # Prefect's server is an application of starlette that uvicorn runs, and its client is httpx's
     "flows": {"prefect", "pydantic", "pydantic_core", "typer", "rich", "yaml", "starlette", "uvicorn", "httpx"},
 }
-ENGINES = {"dask", "distributed", "prefect_dask", "prefect_ray"}
-"""Libraries that run tasks. Only `flows.devices.engines` imports them, when needed."""
+ENGINES = {"dask", "distributed", "prefect_dask", "prefect_ray", "ray"}
+"""Libraries that run tasks. Only `flows.devices.engines` and `.cluster` import them, when needed."""
 NEVER = {"prefect", "typer"}
 """Libraries that medad and zsad must not import."""
 
@@ -153,7 +153,7 @@ def test_no_modules_import_each_other() -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(ROOT).parts[0] == "flows"], ids=name_of)
 def test_flows_orchestrates_and_cannot_compute(path: Path) -> None:
-    allowed = FOREIGN["flows"] | set(PACKAGES) | (ENGINES if path.name == "engines.py" else set())
+    allowed = FOREIGN["flows"] | set(PACKAGES) | (ENGINES if path.name in {"engines.py", "cluster.py"} else set())
     foreign = tops(path) - allowed - sys.stdlib_module_names
     assert not foreign, f"flows imports {sorted(foreign)}"
 

@@ -131,7 +131,7 @@ def watch(
 
 
 def check_server() -> None:
-    """Raise ConfigError if $PREFECT_API_URL is not set, or if the server does not answer."""
+    """Raise ConfigError if $PREFECT_API_URL is not set, or if the server does not answer or refuses the secret."""
     from flows.cli.doctor import check_prefect
 
     check = check_prefect()
@@ -139,6 +139,16 @@ def check_server() -> None:
         raise ConfigError(f"Prefect: {check.found}; {check.advice}")
     if not check.found.startswith("server at"):
         raise ConfigError("PREFECT_API_URL is not set; set it to a server's address, or start one with `adflows serve`")
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.api_version()
+    except PrefectHTTPStatusError as error:
+        code = error.response.status_code
+        advice = "set PREFECT_API_AUTH_STRING to its secret" if code in {401, 403} else "is it a Prefect server?"
+        raise ConfigError(f"Prefect: {check.found} refuses this client ({code}); {advice}") from error
 
 
 def secret(
@@ -213,15 +223,38 @@ def server(
     run_server_until_stopped(ServerOptions(port, bind))
 
 
-def worker(pool: Pool = POOL, host: HostName = None, limit: Limit = RUNS_AT_A_TIME, umask: Umask = UMASK) -> None:
+def worker(
+    pool: Pool = POOL,
+    host: HostName = None,
+    limit: Limit = RUNS_AT_A_TIME,
+    umask: Umask = UMASK,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check the server and the cache, for workers of Dask and Ray.")
+    ] = False,
+) -> None:
     """Run a worker for a Prefect server.
 
     Runs the flows that the server at $PREFECT_API_URL puts into this machine's queue, until Ctrl-C. A worker that dies
-    is started again.
+    is started again. It does not start without the server, its secret, or a cache with working locks.
     """
     set_umask(umask)
     prepare_prefect()
     check_server()
+    check_cache_use()
+    if check:
+        print_result("this machine can work: server and cache are usable")
+        return
     from flows.server.serve import WorkerOptions, run_worker_until_stopped
 
     run_worker_until_stopped(WorkerOptions(pool, host or host_name(), limit))
+
+
+def check_cache_use() -> None:
+    """Raise ConfigError unless files of the cache can be written and locked here."""
+    from flows.cli.doctor import check_cache
+    from flows.store.access import require_cache
+
+    require_cache()
+    check = check_cache()
+    if check.status == "fail":
+        raise ConfigError(f"cache: {check.found}; {check.advice}")

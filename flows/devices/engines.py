@@ -9,6 +9,7 @@ The slots of `flows.devices.slots` make sure that each device runs one step at a
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import urllib.parse
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING, Any, cast
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.devices.cluster import GPU_RESOURCE, RunNeeds, check_dask, check_ray, unprotected
 from flows.devices.slots import allowed_devices
 from flows.machine.environment import worker_count
+from flows.machine.terminal import terminal
 from flows.store.step import Call
 from medad.base.errors import ConfigError
 from medad.base.settings import ANY_MACHINE, MachineSettings
@@ -28,8 +31,7 @@ if TYPE_CHECKING:
     from prefect import Task
     from prefect.client.schemas.objects import RunInput
 
-GPU_RESOURCE = "GPU"
-"""Resource that a Dask worker offers for each device it may use. Ray has a resource of this name."""
+_log = logging.getLogger(__name__)
 LOCALHOST = "127.0.0.1"
 ON_THIS_MACHINE = {"host": LOCALHOST, "dashboard_address": f"{LOCALHOST}:0", "dashboard": False}
 """Options of a scheduler and its workers that nobody else can reach. Dask serves figures even without a dashboard."""
@@ -64,23 +66,38 @@ class EngineTaskRunner(AnyTaskRunner):
     def duplicate(self) -> EngineTaskRunner:
         return type(self)()
 
-    def use(self, machine: MachineSettings) -> None:
-        """Start the engine that the settings name, once per flow.
+    def use(self, machine: MachineSettings, needs: RunNeeds | None = None) -> None:
+        """Start the engine that the settings name, once per flow. Check the workers of a running cluster.
 
-        Raise ConfigError if it is not installed, or if nothing answers at its address.
+        Raises
+        ------
+        ConfigError
+            The engine is not installed, nothing answers at its address, or a worker lacks one of the `needs`.
         """
-        if self._chosen is None:
-            if machine.engine_address is not None and machine.engine != "threads":
-                require_answer(machine.engine_address)
-            try:
-                self._chosen = self._stack.enter_context(_start_engine(machine))
-            except (OSError, ValueError) as error:
-                if machine.engine_address is None:
-                    raise
-                raise ConfigError(
-                    f"engine_address: no {machine.engine} cluster answers at {machine.engine_address}"
-                ) from error
-            self._engine = machine.engine
+        if self._chosen is not None:
+            return
+        if machine.engine_address is None or machine.engine == "threads":
+            self._chosen = self._stack.enter_context(_start_engine(machine))
+        else:
+            self._chosen = self._connect(machine, machine.engine_address, needs)
+        self._engine = machine.engine
+
+    def _connect(self, machine: MachineSettings, address: str, needs: RunNeeds | None) -> AnyTaskRunner:
+        require_answer(address)
+        if warning := unprotected(machine.engine, address):
+            terminal.line(warning)
+            _log.warning(warning)
+        try:
+            chosen: Any = self._stack.enter_context(_start_engine(machine))
+            if needs is not None:
+                if machine.engine == "dask":
+                    check_dask(chosen.client, needs)
+                else:
+                    check_ray(needs)
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ConfigError(f"engine_address: no {machine.engine} cluster answers at {address} ({reason})") from error
+        return cast("AnyTaskRunner", chosen)
 
     def submit(
         self,
@@ -95,6 +112,11 @@ class EngineTaskRunner(AnyTaskRunner):
         call = parameters.get("call")
         with _requesting_device(self._engine, isinstance(call, Call) and call.step.kind is not None):
             return self._chosen.submit(task, parameters, wait_for, dependencies)
+
+    @property
+    def in_this_process(self) -> bool:
+        """Return whether tasks run in threads of this process."""
+        return self._engine == "threads"
 
     def cancel_all(self) -> None:
         """Cancel tasks that have not begun."""
@@ -120,7 +142,7 @@ def require_answer(address: str) -> None:
     except ValueError:
         host, port = None, None
     if host is None or port is None:
-        raise ConfigError(f"engine_address: {address} is not an address such as tcp://HOST:8786 or ray://HOST:10001")
+        raise ConfigError(f"engine_address: {address} is not an address such as tls://HOST:8786 or ray://HOST:10001")
     try:
         socket.create_connection((host, port), timeout=ANSWER_S).close()
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,22 @@ def final_state(outcome: Outcome) -> State[Outcome]:
     return Completed(name=name, message=outcome.message, data=outcome)
 
 
+class NamedFlow(Flow[..., Any]):
+    """A flow that is pickled by the name of its function.
+
+    Prefect sends the flow to a cluster's worker with each task. Its body refers to locks, which cannot be pickled.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return flow_of, (self.fn.__module__, self.fn.__qualname__)
+
+
+def flow_of(module: str, name: str) -> Flow[..., Any]:
+    """Return the Prefect flow of a function that `define_flow` decorates."""
+    flow: Flow[..., Any] = getattr(importlib.import_module(module), name).prefect
+    return flow
+
+
 def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow[..., Any]:
     """Return the Prefect flow. Its tasks run on the engine that the settings name; its states have no private text.
 
@@ -54,7 +71,7 @@ def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow
 
     signature = inspect.signature(body, eval_str=True)
     within.__signature__ = signature  # type: ignore[attr-defined]
-    return Flow(
+    return NamedFlow(
         without_private_text(within),
         name=name,
         flow_run_name=run_name,

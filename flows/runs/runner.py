@@ -87,6 +87,16 @@ def find_or_make(label: str, call: Call, *, refresh: bool, make: MakeArtifact) -
         notice.end()
 
 
+def find_or_make_patiently(label: str, call: Call, *, refresh: bool, make: MakeArtifact) -> BuiltArtifact | CaseFailure:
+    """Do the same as `find_or_make`, and try again if a share did not answer a step that needs no device."""
+    for delay_s in RETRY_DELAYS_S if call.step.kind is None else ():
+        outcome = find_or_make(label, call, refresh=refresh, make=make)
+        if isinstance(outcome, BuiltArtifact) or not outcome.transient:
+            return outcome
+        time.sleep(delay_s)
+    return find_or_make(label, call, refresh=refresh, make=make)
+
+
 def show_end(call: Call, outcome: object) -> None:
     """Count the end of a call on the terminal. A call that was stopped is neither done nor failed."""
     if isinstance(outcome, BuiltArtifact):
@@ -171,7 +181,9 @@ class Runner(abc.ABC):
         stopping.clear()
         store = ArtifactStore()
         store.sweep()
-        weakref.finalize(self, store.mark_run())
+        mark = store.mark_run()
+        self.lock = mark.path
+        weakref.finalize(self, mark.end)
 
     @property
     def max_device_calls(self) -> int:
@@ -258,16 +270,7 @@ class LocalRunner(Runner):
 
     def submit(self, label: str, call: Call) -> SubmittedCall:
         terminal.submitted(call.step.name)
-        for delay_s in (*RETRY_DELAYS_S, None):
-            outcome = find_or_make(label, call, refresh=self.refresh, make=make_in_this_process)
-            if (
-                isinstance(outcome, BuiltArtifact)
-                or not outcome.transient
-                or call.step.kind is not None
-                or delay_s is None
-            ):
-                break
-            time.sleep(delay_s)
+        outcome = find_or_make_patiently(label, call, refresh=self.refresh, make=make_in_this_process)
         if isinstance(outcome, CaseFailure) and outcome.bug is not None:
             _log.error("internal error", exc_info=outcome.bug)
         show_end(call, outcome)

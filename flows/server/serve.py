@@ -135,7 +135,7 @@ def run_worker_until_stopped(worker_options: WorkerOptions) -> None:
 def _only_server(server_options: ServerOptions) -> Iterator[None]:
     """Hold the lock of the database, and set the environment of the server and its clients."""
     api = f"{server_options.url}/api"
-    with only_server(api, own_secret=SERVER_VARIABLE not in os.environ):
+    with only_server(api, own_secret=not os.environ.get(SERVER_VARIABLE)):
         _check_port(server_options)
         os.environ.update(server_environment(server_options))
         _use_secret()
@@ -144,7 +144,7 @@ def _only_server(server_options: ServerOptions) -> Iterator[None]:
 
 def _use_secret() -> None:
     """Set the server's secret for it and its clients: the user's own, or that of the file, which is made if missing."""
-    if (own := os.environ.get(SERVER_VARIABLE)) is not None:
+    if own := os.environ.get(SERVER_VARIABLE):
         os.environ[CLIENT_VARIABLE] = own
         return
     secret, new = ensure_secret()

@@ -90,6 +90,19 @@ class BuildRecord:
         return cls(time.monotonic(), device)
 
 
+@dataclass(frozen=True)
+class RunMark:
+    """The locked file that says that a run is running."""
+
+    path: Path
+    descriptor: int
+
+    def end(self) -> None:
+        """Remove the file and its lock."""
+        self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
+
+
 class DamagedArtifactError(Exception):
     """An artifact is missing, incomplete or changed."""
 
@@ -170,19 +183,14 @@ class ArtifactStore:
             path.unlink(missing_ok=True)
             os.close(descriptor)
 
-    def mark_run(self) -> Callable[[], None]:
-        """Mark a run as running until the returned function is called or the process dies. See `oldest_run_start`."""
+    def mark_run(self) -> RunMark:
+        """Mark a run as running until the mark ends or the process dies. See `oldest_run_start`."""
         folder = self.root / "runs"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{uuid.uuid4().hex}.lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-        def end() -> None:
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
-
-        return end
+        return RunMark(path, descriptor)
 
     def oldest_run_start(self) -> float:
         """Return the start time of the oldest running flow, seconds since 1970. Infinity if none is running.

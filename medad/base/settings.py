@@ -52,7 +52,7 @@ class MachineSettings(Settings):
     engine: Literal["threads", "dask", "ray"] = "threads"
     """Engine that runs the tasks: threads of the flow's own process, or workers of a Dask or Ray cluster."""
     engine_address: str | None = None
-    """Address of a running cluster (`tcp://HOST:8786`, `ray://HOST:10001`). None: start one here for this run."""
+    """Address of a running cluster (`tls://HOST:8786`, `ray://HOST:10001`). None: start one here for this run."""
     engine_workers: Annotated[int, Field(ge=1)] | None = None
     """Number of tasks that run at the same time. None: one per core, or fewer if memory is short."""
     limits: TimeLimits = TimeLimits()

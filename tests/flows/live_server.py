@@ -207,7 +207,7 @@ class Live:
             "ADFLOWS_RUNS": str(self.root / "runs"),
             "ADFLOWS_CONFIGS": str(self.root / "configs"),
             "ADFLOWS_PRIVATE": str(self.root / "private"),
-            "PYTHONPATH": str(product_folder()),
+            "PYTHONPATH": os.pathsep.join([str(product_folder()), str(self.root / "checkout")]),
             "HELD": str(self.held),
             "ADFLOWS_DEPLOYMENTS": str(self.root / "checkout" / "prefect.yaml"),
             MARK: self.mark,

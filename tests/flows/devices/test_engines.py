@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -119,6 +120,12 @@ def test_a_cluster_of_this_machine_listens_on_it_alone() -> None:
     workers = runner.cluster_kwargs["workers"].values()
     for options in [runner.cluster_kwargs["scheduler"]["options"], *(worker["options"] for worker in workers)]:
         assert (options["host"], options["dashboard_address"]) == ("127.0.0.1", "127.0.0.1:0")
+
+
+def test_a_flow_reaches_a_worker_by_its_name() -> None:
+    from flows.liver.flow import liver
+
+    assert pickle.loads(pickle.dumps(liver.prefect)) is liver.prefect
 
 
 @pytest.mark.slow

@@ -17,12 +17,14 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH
 
 from flows.devices.engines import TASK_RUNNER
+from flows.runs import prefect_runner
 from flows.runs.prefect_runner import PrefectRunner, RunningCall
 from flows.runs.runner import LocalRunner, Runner, to_case_failure
 from flows.store.references import Ref
 from flows.store.step import Call
 from medad.base.errors import DiskFullError, InputError
 from tests.flows.fake_steps import fake
+from tests.flows.live_server import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "cache")
 
@@ -69,7 +71,6 @@ def run_all(kind: type[Runner], calls: list[tuple[str, Call]], *, refresh: bool 
         results[0].flow_run = context.flow_run.id
 
     fakes()
-    assert len(results[0].states) == len(calls)
     return results[0]
 
 
@@ -192,6 +193,33 @@ def test_prefect_says_cached_and_keeps_nothing_beside_our_store(cache: Path) -> 
     assert states_on_server(second) == ["Cached", "Cached"]
     folders = [PREFECT_HOME.value() / "storage", PREFECT_LOCAL_STORAGE_PATH.value(), cache / "results"]
     assert [path for folder in folders for path in folder.rglob("*") if path.is_file()] == []
+
+
+def test_a_run_of_very_many_calls_has_few_tasks_and_one_for_each_failure(
+    cache: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prefect_runner, "TASKS_PER_STEP", 2)
+    monkeypatch.setattr(prefect_runner, "COUNTED_CALLS", 4)
+    calls = [(f"case-{number}", fake(str(number), "rule" if number == 5 else "")) for number in range(7)]
+    with caplog.at_level("INFO"):
+        ran = run_all(PrefectRunner, calls)
+    assert sorted(runs) == [str(number) for number in range(7)]
+    assert [ref is None for ref in ran.refs] == [number == 5 for number in range(7)]
+    assert (ran.counts, len(ran.states)) == ((6, 0), 2)
+    [failure] = ran.runner.failures
+    assert (failure.case_id, failure.rule) == ("case-5", "the scan is bad")
+    assert "fake: 6 ended; only the first 2 are tasks" in caplog.text
+    again = run_all(PrefectRunner, calls)
+    assert again.counts == (0, 6)
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[ran.flow_run]))
+    with get_client(sync_client=True) as client:
+
+        def stored() -> list[tuple[str, str]]:
+            tasks = client.read_task_runs(flow_run_filter=chosen)
+            return sorted((task.name, str(task.state_name)) for task in tasks)
+
+        wanted = [("fake case-0", "Completed"), ("fake case-1", "Completed"), ("fake case-5", "Failed")]
+        wait_for("the server has the tasks", lambda: stored() == wanted)
 
 
 def test_a_failure_says_whether_a_file_or_the_machine_is_to_blame() -> None:

@@ -158,6 +158,7 @@ def test_a_deployment_runs_through_the_worker(site: Live) -> None:
     config = site.root / "configs" / "inbox" / "ward.yaml"
     config.parent.mkdir()
     config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    site.deploy()  # the form lists the new inbox
     for _ in range(2):
         ended = site.ended(site.ask("liver-inbox/segment-inbox", config="ward"), 300)
         assert ended.state is not None

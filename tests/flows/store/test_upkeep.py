@@ -149,9 +149,9 @@ def test_a_run_is_under_way_until_it_ends_or_its_process_dies(cache: Path) -> No
     store = ArtifactStore()
     assert store.oldest_run_start() == float("inf")
     before = time.time()
-    end = store.mark_run()
+    mark = store.mark_run()
     assert before - 1 <= store.oldest_run_start() <= time.time() + 1
-    end()
+    mark.end()
     assert store.oldest_run_start() == float("inf")
     with subprocess.Popen([sys.executable, "-c", RUN_UNDER_WAY], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
