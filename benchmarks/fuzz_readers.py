@@ -3,9 +3,9 @@
 python benchmarks/fuzz_readers.py --door dicom --minutes 10
 python benchmarks/fuzz_readers.py --door nifti --minutes 10
 
-A child process reads one damaged file after another. An error other than InputError, a message of several lines, a
-crash, a reading time above the limit, and a file written outside of the temporary folder are findings. The exit code is
-1 if there are any. The seed of each finding is printed; `--seed N --count 1` repeats it.
+A child process reads one damaged file after another. Findings are errors other than InputError, messages of several
+lines, hangs, and files that were written. The exit code is 1 if there are any. The seed of each finding is printed, and
+`--seed N --count 1` repeats it.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ from medad.cohort.datasets import LabelledScan
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.anomalies import SynthesisSettings
 from medad.config.liver import InferenceSettings, LiverSettings, PostprocessSettings, PreprocessSettings, load
-from medad.ct.io import Geometry, read_labels, read_scan, require_liver, write_hu, write_mask
+from medad.ct.checks import require_liver
+from medad.ct.io import Geometry, read_labels, read_scan, write_hu, write_mask
 from medad.networks import nets
 from medad.networks.infer import load_networks
 from medad.networks.losses import focal_loss, l1_loss

@@ -74,7 +74,7 @@ def segment(
     liver: FilePath | None = None,
     model: FilePath | None = None,
     *,
-    liver_labels: Sequence[int] = (1,),
+    liver_labels: Sequence[int] = (),
     liver_model: FilePath | None = None,
     trust: bool = False,
     inference: InferenceSettings | None = None,
@@ -96,7 +96,7 @@ def segment(
         Run folder written by `adflows liver train` or `run`, or its sub-folder `model`. None or `default`: the model in
         the package.
     liver_labels
-        Values of the given mask that are liver. They are not used without `liver`.
+        Values of the given mask that are liver. Empty: its only value, which must be 1.
     liver_model
         Network that finds the liver: a TorchScript file or a MONAI bundle. It is not used with `liver`. None:
         TotalSegmentator, if it is installed with weights, or the built-in method.
@@ -135,7 +135,8 @@ def segment(
             case = LabelledScan(path, found / LIVER, (1,), None, affine_from, spacing_mm=spacing_mm)
         else:
             mask = Path(liver).expanduser()
-            case = LabelledScan(path, mask, tuple(liver_labels), None, affine_from, affine_mismatch, spacing_mm)
+            rules = (affine_from, affine_mismatch, spacing_mm, True)
+            case = LabelledScan(path, mask, tuple(liver_labels), None, *rules)
         exclude = trained.settings.inference.exclude
         prepare_case(case, trained.settings.preprocess, prepared, training=False, exclude=exclude)
         segment_case(

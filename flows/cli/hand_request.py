@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MASK_RULE = (
     "a liver mask is needed: --liver MASK, on the scan's grid. One way to get it: "
     "TotalSegmentator -i SCAN -o FOLDER --task total --roi_subset liver, then --liver FOLDER/liver.nii.gz. "
-    "Any segmentation works; --liver-label gives the value of liver in it (default 1)"
+    "Any segmentation works; --liver-label gives the value of liver in it, if it has several"
 )
 
 
@@ -63,7 +63,7 @@ def hand_request(
         source=source.absolute(),
         pseudonym=None if case is None else case.id,
         liver=None if liver is None else liver.absolute(),
-        liver_labels=tuple(liver_labels or [1]),
+        liver_labels=tuple(liver_labels or ()),
         settings=settings,
         header=header,
     )

@@ -55,7 +55,8 @@ def add(
         typer.Option("--liver", help="Liver mask on the scan's grid. Give it once per scan, in the same order."),
     ] = None,
     liver_label: Annotated[
-        list[int] | None, typer.Option("--liver-label", help="Value of liver in the masks. Repeatable. Default: 1.")
+        list[int] | None,
+        typer.Option("--liver-label", help="Value of liver in the masks. Repeatable. Default: its only value, 1."),
     ] = None,
     series_name: SeriesName = None,
     as_json: Json = False,
@@ -74,7 +75,7 @@ def add(
     found = []
     masks = masks or [None] * len(scans)
     for scan, mask in zip(choose_scans(scans, masks, series_name), masks, strict=True):
-        case = register(scan, mask, tuple(liver_label or [1]))
+        case = register(scan, mask, tuple(liver_label or ()))
         terminal.line(f"{case.id} is {_printable(case.scan)}")
         found.append(case.id)
         if not as_json:
@@ -124,7 +125,7 @@ def which(case_id: Pseudonym, as_json: Json = False) -> None:
         return
     print_result(_printable(case.scan))
     if case.liver is not None:
-        print_result(f"{_printable(case.liver)} (liver: {', '.join(map(str, case.liver_labels))})")
+        print_result(f"{_printable(case.liver)} (liver: {', '.join(map(str, case.liver_labels)) or 'its only value'})")
 
 
 @app.command(name="rm", epilog=example("adflows ids rm ct-4f1b2c3d5e6a"))

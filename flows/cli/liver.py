@@ -318,8 +318,9 @@ def segment(
         layout="folder",
         images="*",
         labels="*",
-        liver_labels=tuple(liver_label or [1]),
+        liver_labels=tuple(liver_label or ()),
         **header_settings(affine_from, affine_mismatch, spacing_mm, wanted).model_dump(),
+        fill_cavities=True,
         pseudonyms=True,
     )
     settings = settings.model_copy(update={"test_data": data, "name": f"segmented-by-{settings.name}"[:64]})

@@ -42,7 +42,8 @@ Base = Annotated[
 ]
 
 LiverLabel = Annotated[
-    list[int] | None, typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: 1.")
+    list[int] | None,
+    typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: its only value, 1."),
 ]
 
 

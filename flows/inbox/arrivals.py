@@ -83,7 +83,7 @@ class Content:
     @property
     def digest(self) -> str:
         """One sha256 over all fields."""
-        values = {"scan": self.scan, "liver": self.liver, "liver_labels": sorted(self.liver_labels)}
+        values = {"scan": self.scan, "liver": self.liver, "liver_labels": sorted(self.liver_labels) or [1]}
         return hashlib.sha256(canonical_json(values).encode()).hexdigest()
 
 

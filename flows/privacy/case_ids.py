@@ -108,7 +108,7 @@ def keyed_digest(text: str) -> str:
     return _keyed(_secret(), text)
 
 
-def register(scan: Path, liver: Path | None = None, liver_labels: tuple[int, ...] = (1,)) -> RegisteredCase:
+def register(scan: Path, liver: Path | None = None, liver_labels: tuple[int, ...] = ()) -> RegisteredCase:
     """Register a scan, and a liver mask on its grid.
 
     If the id is already registered, its path is replaced, and its mask if one is given.

@@ -38,7 +38,7 @@ ChooseSeries = Callable[[Path, Path | None], Path]
 
 @dataclass(frozen=True)
 class Case:
-    """One scan with its label. `liver_labels` are the label values of the liver ROI."""
+    """One scan with its label. `liver_labels` are the label values of the liver ROI. Empty: the label's only value."""
 
     id: str
     scan: Path
@@ -62,6 +62,8 @@ class LabelledScan:
     affine_from: Literal["agree", "sform", "qform"] = "agree"
     affine_mismatch: Literal["error", "warn"] = "error"
     spacing_mm: tuple[float, float, float] | None = None
+    fill_cavities: bool = False
+    """Whether closed cavities of the liver mask are filled."""
     root: Path | None = field(default=None, repr=False, compare=False, metadata={"in_key": False})
     """Folder of the data set. Logs must not show its name or anything below it. It does not change results."""
 
@@ -70,7 +72,7 @@ class LabelledScan:
         """Return a case's files with the reading settings of its data set."""
         labels = tuple(sorted(case.liver_labels))
         root = None if data.root.startswith(SAMPLES_PREFIX) or data.root in ("", "-", ".") else Path(data.root)
-        rules = (data.affine_from, data.affine_mismatch, data.spacing_mm)
+        rules = (data.affine_from, data.affine_mismatch, data.spacing_mm, data.fill_cavities)
         return cls(case.scan, case.label, labels, case.tumour_label, *rules, root)
 
     @classmethod

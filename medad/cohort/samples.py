@@ -31,9 +31,10 @@ from medad.base.errors import UserError
 from medad.base.packages import FetchError, Package, cache_root, fetch_package
 from medad.base.storage import disk_full_as_user_error, file_digest
 from medad.cohort.phantom import LIVER, generate_phantom, write_btcv_phantoms
+from medad.ct.checks import require_liver
 from medad.ct.dicom_write import write_dicom
 from medad.ct.geometry import Geometry
-from medad.ct.io import Labels, align_labels, read_labels, read_scan, require_liver, write_hu, write_labels
+from medad.ct.io import Labels, align_labels, read_labels, read_scan, write_hu, write_labels
 
 PACKAGE, VERSION = "TotalSegmentator", "2.18.0"
 ARCHIVE_SHA256 = "5d4223ef93973bc36d710869d11e7742ead2c154c72f7f9edcaaadd5b6c4bd03"

@@ -15,9 +15,6 @@ from medad.config.liver import DatasetSettings, LiverChanges, flatten_keys
 from medad.config.packaged import DEFAULT_MODEL, model_folder
 from medad.config.series import SeriesSettings
 
-GIVEN_LABELS = (1,)
-"""Default of `liver_labels`."""
-
 
 class InboxSettings(HeaderSettings):
     """An inbox: a folder that receives scans, a folder for the results, and the model that segments the scans.
@@ -39,8 +36,8 @@ class InboxSettings(HeaderSettings):
     livers: PrivatePattern | None = None
     """Pattern of the liver masks below `inbox`, with one `*` for the case. A scan waits for its mask. None: the liver
     of each scan is found automatically."""
-    liver_labels: Annotated[tuple[int, ...], Field(min_length=1)] = GIVEN_LABELS
-    """Values of the masks of `livers` that are liver."""
+    liver_labels: tuple[int, ...] = ()
+    """Values of the masks of `livers` that are liver. Empty: their only value, which must be 1."""
     liver_model: DataRoot | None = None
     """Network that finds the livers, without `livers` only: a TorchScript file or a MONAI bundle. None:
     TotalSegmentator if it is installed with weights, else the built-in method."""
@@ -65,7 +62,7 @@ class InboxSettings(HeaderSettings):
                 raise ValueError(f"`{name}` must be a pattern below the inbox")
         if self.scans == self.livers:
             raise ValueError("`scans` and `livers` are the same pattern")
-        if self.livers is None and self.liver_labels != GIVEN_LABELS:
+        if self.livers is None and self.liver_labels:
             raise ValueError("`liver_labels` are values of the masks of `livers`, which is missing")
         if self.livers is not None and self.liver_model is not None:
             raise ValueError("`liver_model` finds livers only without `livers`; remove one of them")
@@ -110,6 +107,7 @@ class InboxSettings(HeaderSettings):
             affine_from=self.affine_from,
             spacing_mm=self.spacing_mm,
             series=self.series,
+            fill_cavities=True,
             pseudonyms=True,
         )
 

@@ -73,7 +73,8 @@ class DatasetSettings(HeaderSettings):
     labels: PrivatePattern | None = None
     """Pattern of the label files, for layout `folder` only. None: the data set has no labels."""
     liver_labels: tuple[int, ...] | None = None
-    """Label values that make up the liver. None: the layout's own values (btcv 6; lits 1 and 2)."""
+    """Label values that make up the liver. None: the layout's own values (btcv 6; lits 1 and 2).
+    Empty: the label's only value, which must be 1."""
     tumour_label: int | None = None
     """Label value of tumour. Only the evaluation uses it. None: the layout's own value (lits 2)."""
     cases: PrivateCases | None = None
@@ -86,6 +87,9 @@ class DatasetSettings(HeaderSettings):
     series: SeriesSettings | None = None
     """Choice between several CT series of a DICOM folder. None: the one on the grid of the label; else the case
     fails."""
+    fill_cavities: bool = False
+    """Filling of closed cavities of liver masks, in which a tumour may have been left out. Scans given by hand and
+    inboxes always do this."""
     pseudonyms: bool = False
     """Use of pseudonyms as case ids, for file names that may contain patient data. DICOM series always get
     pseudonyms."""

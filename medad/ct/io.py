@@ -23,7 +23,6 @@ from medad.ct.itk import METAIMAGE, NRRD, data_files, read_itk
 from medad.ct.masks import mask_file, read_dicom_mask, read_seg_nrrd
 from medad.ct.nifti import IDENTITY_NOTE, AffineFrom, Spacing, is_identity, read_nifti, write_nifti
 from medad.ct.padding import check_padding, clear_padding, is_padded
-from medad.ct.segments import DEFAULT_LIVER
 from medad.ct.voxels import HuSink, LabelSink, SinkT
 
 __all__ = [
@@ -34,12 +33,10 @@ __all__ = [
     "Volume",
     "align_labels",
     "atomic_path",
-    "check_hu",
     "check_padding",
     "read_labels",
     "read_labels_on",
     "read_scan",
-    "require_liver",
     "source_digest",
     "source_files",
     "write_grey",
@@ -51,21 +48,6 @@ __all__ = [
 
 NIFTI = (".nii", ".nii.gz")
 _VOLUMES = (*NIFTI, *METAIMAGE, *NRRD)
-
-LIVER_MEDIAN_HU = (-50.0, 250.0)
-"""Plausible range of the liver's median. Fatty liver can be below 0 HU, and liver in the portal venous phase reaches
-150 HU. Outside this range the scale is wrong."""
-
-LIVER_SPREAD_HU = 2.0
-"""Smallest plausible spread of liver values. CT noise already causes 5 HU and more. A smaller spread means that values
-are scaled down or constant."""
-
-HU_RANGE = (-32768.0, 32767.0)
-"""Range of values that a scanner can store. Metal and padding may reach its ends."""
-
-SCAN_RANGE_HU = 200.0
-"""Smallest plausible range of a scan's values. Even one slice of a body reaches from fat (-100) to enhanced tissue
-(150)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +115,7 @@ def read_labels_on(
     affine_from: AffineFrom = "agree",
     affine_mismatch: Literal["error", "warn"] = "error",
     spacing_mm: Spacing | None = None,
-    liver_labels: Sequence[int] = DEFAULT_LIVER,
+    liver_labels: Sequence[int] = (),
 ) -> tuple[Labels, str | None]:
     """Read a label map and put it on its scan's grid, so that its voxels match those of `Volume.hu`.
 
@@ -143,7 +125,7 @@ def read_labels_on(
     Parameters
     ----------
     liver_labels
-        Values of liver that will be looked for. A file that names its segments is read accordingly, as
+        Values of liver that will be looked for, or none. A file that names its segments is read accordingly, as
         `medad.ct.segments.choose_segments` describes.
 
     Returns
@@ -184,57 +166,6 @@ def align_labels(
         whole[tuple(slice(first, first + n) for first, n in zip(match.offset, values.shape, strict=True))] = values
         values = whole
     return Labels(values, scan, labels.notes), match.warning
-
-
-def require_liver(labels: Labels, liver_labels: Sequence[int], path: Path) -> Bool[np.ndarray, "X Y Z"]:
-    """Return the liver ROI in canonical order: voxels with one of the values `liver_labels`.
-
-    Raises
-    ------
-    InputError
-        No voxel has such a value. The message lists the values of the label map.
-    """
-    liver = np.zeros_like(labels.values, dtype=np.bool_)
-    for value in liver_labels:
-        liver |= labels.values == value
-    if not liver.any():
-        present = np.unique(labels.values).tolist()
-        shown = ", ".join(str(value) for value in present[:12]) + (", ..." if len(present) > 12 else "")
-        wanted = " or ".join(str(value) for value in liver_labels)
-        raise InputError(path, f"label without liver: no voxel has value {wanted}; values present: {shown}")
-    return liver
-
-
-def check_hu(volume: Volume, liver: Bool[np.ndarray, "X Y Z"], path: Path) -> float:
-    """Check by the liver that a scan's values are plausible Hounsfield units. Return the liver's median HU.
-
-    Raises
-    ------
-    InputError
-        The rescale slope or intercept is wrong, or the scan is not a CT. The message shows the values found.
-    """
-    hu = volume.hu
-    low, high = float(hu.min()), float(hu.max())
-    if low < HU_RANGE[0] or high > HU_RANGE[1] or high - low < SCAN_RANGE_HU:
-        raise InputError(
-            path, f"not plausible HU (wrong rescale slope, or not a CT?): values are from {low:.4g} to {high:.4g}"
-        )
-    # the file's order is the memory's order, which is several times faster
-    inside = volume.geometry.to_source(hu).T[volume.geometry.to_source(liver).T]
-    tenth, median, ninetieth = (float(value) for value in np.percentile(inside, [10, 50, 90]))
-    if not LIVER_MEDIAN_HU[0] <= median <= LIVER_MEDIAN_HU[1]:
-        raise InputError(
-            path,
-            f"not plausible HU (wrong rescale slope?): the liver's median is {median:.4g}, expected "
-            f"{LIVER_MEDIAN_HU[0]:g} to {LIVER_MEDIAN_HU[1]:g}",
-        )
-    if ninetieth - tenth < LIVER_SPREAD_HU:
-        raise InputError(
-            path,
-            f"not plausible HU (wrong rescale slope?): 80 % of the liver's values lie within "
-            f"{ninetieth - tenth:.3g} HU, expected at least {LIVER_SPREAD_HU:g}",
-        )
-    return median
 
 
 def write_mask(path: Path, mask: Bool[np.ndarray, "X Y Z"], geometry: Geometry) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from medad.base.errors import InputError
 
-DEFAULT_LIVER = (1,)
-"""Value of liver if the user gives none. A file that names its segments is then read by their names."""
+NAMED_LIVER = 1
+"""Value of the segment that is named liver, if the user gives no value."""
 _LIVER_NAMES = frozenset({"liver", "leber", "foie", "higado", "fegato", "lever", "hepar", "whole liver", "liver whole"})
 _WORD = re.compile(
     # a name of a segment is free text and can contain a person's name, so only these words of it are shown
@@ -48,8 +48,8 @@ class Segment:
 def choose_segments(segments: Sequence[Segment], liver_labels: Sequence[int], path: Path) -> dict[int, int]:
     """Return the label value of each segment to read, by its number, in the order in which they are written.
 
-    With the default value of liver it is the segment named liver, or the only one. It gets that value. With other
-    values all segments keep their numbers, and a liver is written before what overlaps it.
+    Without a value of liver it is the segment named liver, or the only one. It gets the value 1. With values all
+    segments keep their numbers, and a liver is written before what overlaps it.
 
     Raises
     ------
@@ -58,11 +58,11 @@ def choose_segments(segments: Sequence[Segment], liver_labels: Sequence[int], pa
     """
     if not segments:
         raise InputError(path, "contains no segment")
-    if tuple(liver_labels) != DEFAULT_LIVER:
+    if liver_labels:
         return {each.number: each.number for each in sorted(segments, key=lambda s: (not s.is_liver, s.number))}
     livers = [each for each in segments if each.is_liver] or (list(segments) if len(segments) == 1 else [])
     if len(livers) == 1:
-        return {livers[0].number: DEFAULT_LIVER[0]}
+        return {livers[0].number: NAMED_LIVER}
     shown = ", ".join(each.shown for each in segments[:_SHOWN]) + (", ..." if len(segments) > _SHOWN else "")
     total = f"of its {len(segments)} segments"
     count = f"{len(livers)} {total} are" if livers else f"none {total} is"

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32
 from numpy import ndarray
 from scipy import ndimage
 
-from medad.ct.io import LIVER_MEDIAN_HU
+from medad.ct.checks import LIVER_MEDIAN_HU
 from medad.organ.coarse import coarse_shape, to_coarse
 from medad.organ.refine import largest_piece
 

@@ -14,7 +14,8 @@ from numpy import ndarray
 from medad.base.errors import InputError
 from medad.config.header import HeaderSettings
 from medad.config.liver import PreprocessSettings
-from medad.ct.io import Geometry, read_labels, read_labels_on, read_scan, require_liver, write_grey
+from medad.ct.checks import require_liver
+from medad.ct.io import Geometry, read_labels, read_labels_on, read_scan, write_grey
 from medad.slices.grid import Slices, slice_grid, slice_volume
 from medad.slices.prepared_file import load_prepared, save_prepared
 from medad.slices.preprocess import equalise, liver_roi, window

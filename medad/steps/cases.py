@@ -24,15 +24,14 @@ from medad.config.liver import (
     InsertSettings,
     PreprocessSettings,
 )
+from medad.ct.checks import check_hu, check_mask, fill_cavities, left_out_values, require_liver
 from medad.ct.fingerprint import FINGERPRINT, liver_fingerprint
 from medad.ct.io import (
     Geometry,
     Volume,
-    check_hu,
     check_padding,
     read_labels,
     read_scan,
-    require_liver,
     source_digest,
     write_hu,
     write_labels,
@@ -61,10 +60,16 @@ def _read_case(case: LabelledScan) -> tuple[Volume, ndarray, Bool[ndarray, "X Y 
     """Return scan, label values, liver mask, median HU of the liver, and warnings."""
     volume = read_case_scan(case)
     labels, warnings = read_case_labels(case, volume.geometry)
-    liver = require_liver(labels, case.liver_labels, case.label or case.scan)
+    mask = case.label or case.scan
+    liver = require_liver(labels, case.liver_labels, mask)
+    warnings = [*volume.notes, *warnings, *left_out_values(labels, liver, case.liver_labels)]
+    if case.fill_cavities:
+        liver, filled = fill_cavities(liver, volume.geometry.voxel_mm3)
+        warnings += filled
     check_padding(volume.cleared, liver, case.scan)
     median_hu = check_hu(volume, liver, case.scan)
-    return volume, labels.values, liver, median_hu, list(dict.fromkeys([*volume.notes, *warnings]))
+    warnings += check_mask(volume, liver, mask)
+    return volume, labels.values, liver, median_hu, list(dict.fromkeys(warnings))
 
 
 def read_truth(

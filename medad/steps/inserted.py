@@ -14,7 +14,8 @@ from medad.base.errors import InputError
 from medad.base.storage import write_bytes
 from medad.cohort.datasets import INSERTED_LIVER, INSERTED_TUMOUR, LabelledScan
 from medad.config.sensitivity import InsertionSettings, MeasureSettings
-from medad.ct.io import Volume, read_scan, require_liver, source_digest
+from medad.ct.checks import require_liver
+from medad.ct.io import Volume, read_scan, source_digest
 from medad.evaluation.sensitivity import VolumeRecord, measure_lesions
 from medad.steps.cases import PROBABILITY, prepare_case
 from medad.steps.read_case import read_case_labels, read_case_scan

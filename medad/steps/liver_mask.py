@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from medad.cohort.datasets import LabelledScan
-from medad.ct.io import AffineFrom, Spacing, read_scan, require_liver, write_mask
+from medad.ct.checks import require_liver
+from medad.ct.io import AffineFrom, Spacing, read_scan, write_mask
 from medad.organ.checks import check
 from medad.organ.external import model_files
 from medad.organ.finder import Finder, choose_finder, find_liver

@@ -302,9 +302,11 @@ def test_inserted_lesions_are_found_in_the_run_folder_and_said(
     assert read_notices_text(folder)
     assert not read_notices_text(Path(finished.answer["run_folder"]))
     scan, label = world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz"
-    used = cli("liver", "segment", scan, "--liver", label, "--model", folder, "--out", tmp_path / "out", "--json")
+    labels = ("--liver-label", "1", "--liver-label", "2")
+    out = tmp_path / "out"
+    used = cli("liver", "segment", scan, "--liver", label, *labels, "--model", folder, "--out", out, "--json")
     assert used.code == 0, used.err
-    assert not read_notices_text(tmp_path / "out"), "the scans segmented with its model have no inserted lesions"
+    assert not read_notices_text(out), "the scans segmented with its model have no inserted lesions"
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     digests = {row["case"]: row["sha256"] for row in manifest["inputs"] if row["use"] == "test"}
     assert digests["btcv-0001"]["scan"] == file_sha256(healthy / "img" / "img0001.nii.gz"), (

@@ -72,7 +72,7 @@ def test_segment_finds_the_liver_itself(cli: Cli, scan: Path, tmp_path: Path, to
 
 @pytest.mark.usefixtures("cache")
 def test_a_given_mask_is_only_warned_about(cli: Cli, scan: Path, tmp_path: Path, torso: Torso) -> None:
-    write_mask(tmp_path / "stomach.nii.gz", torso.organs["stomach"], torso.geometry)
+    write_mask(tmp_path / "stomach.nii.gz", torso.organs["stomach"] & (torso.hu > -90), torso.geometry)
     model, out = trained(tmp_path / "tiny"), tmp_path / "out"
     ran = cli("liver", "segment", scan, "--liver", tmp_path / "stomach.nii.gz", "--model", model, "--out", out)
     assert ran.code == 0, ran.err

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from medad.base.errors import InputError
-from medad.ct import io
+from medad.ct import checks, io
 from medad.ct.io import Geometry, Labels, Volume
 from tests.medad.ct_series import save_slice
 
@@ -212,10 +212,10 @@ def test_label_without_liver(tmp_path: Path) -> None:
     refused(
         tmp_path / "label.nii.gz",
         "label without liver: no voxel has value 6; values present: 0, 1, 2, 3$",
-        lambda path: io.require_liver(labels, (6,), path),
+        lambda path: checks.require_liver(labels, (6,), path),
     )
     np.testing.assert_array_equal(
-        io.require_liver(labels, (1, 3), tmp_path), (labels.values == 1) | (labels.values == 3)
+        checks.require_liver(labels, (1, 3), tmp_path), (labels.values == 1) | (labels.values == 3)
     )
 
 
@@ -245,16 +245,18 @@ def plausible(scale: float = 1.0, offset: float = 0.0) -> tuple[Volume, NDArray[
 )
 def test_wrong_rescale_slope(scale: float, offset: float, rule: str) -> None:
     volume, liver = plausible()
-    assert 95 < io.check_hu(volume, liver, Path("scan.nii.gz")) < 105
+    assert 95 < checks.check_hu(volume, liver, Path("scan.nii.gz")) < 105
     volume, liver = plausible(scale, offset)
-    refused(Path("scan.nii.gz"), f"not plausible HU.*{rule}", lambda path: io.check_hu(volume, liver, path))
+    refused(Path("scan.nii.gz"), f"not plausible HU.*{rule}", lambda path: checks.check_hu(volume, liver, path))
 
 
 def test_liver_without_any_noise_is_no_ct() -> None:
     volume, liver = plausible()
     volume.hu[liver] = 80
     refused(
-        Path("s.nii.gz"), "80 % of the liver's values lie within 0 HU", lambda path: io.check_hu(volume, liver, path)
+        Path("s.nii.gz"),
+        "80 % of the liver's values lie within 0 HU",
+        lambda path: checks.check_hu(volume, liver, path),
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 
 from medad.base.errors import InputError
-from medad.ct import io
+from medad.ct import checks, io
 from medad.ct.geometry import Geometry
 from medad.ct.headers import header_texts
 from medad.ct.segments import Segment, choose_segments
@@ -152,7 +152,7 @@ def test_segments_by_number(tmp_path: Path, series: Path, scan: Geometry) -> Non
     with pytest.raises(InputError, match=rule):
         io.read_labels_on(scan, path)
     labels, _ = io.read_labels_on(scan, path, liver_labels=(2,))
-    np.testing.assert_array_equal(io.require_liver(labels, (2, 3), path), canonical(organ(0)))
+    np.testing.assert_array_equal(checks.require_liver(labels, (2, 3), path), canonical(organ(0)))
 
 
 @pytest.mark.parametrize(

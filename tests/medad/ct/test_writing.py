@@ -168,7 +168,7 @@ def test_memory_of_reading_and_writing_is_one_volume(tmp_path: Path) -> None:
     header["magic"], header["vox_offset"] = b"n+1", 352
     with (tmp_path / "scan.nii.gz").open("wb") as file:
         file.write(deflate.compress(header.binaryblock + b"\0\0\0\0"))
-        plane = np.arange(512 * 512, dtype=np.int16).tobytes()
+        plane = (np.arange(512 * 512) % 2000 - 1000).astype(np.int16).tobytes()
         for _ in range(shape[2]):
             file.write(deflate.compress(plane))
         file.write(deflate.flush())

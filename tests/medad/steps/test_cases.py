@@ -222,8 +222,7 @@ def test_a_given_spacing_reaches_the_volumes(healthy: LabelledScan, tmp_path: Pa
     )
     assert given["liver_ml"] == pytest.approx(right["liver_ml"])
     assert assumed["liver_ml"] == pytest.approx(right["liver_ml"] / np.prod(spacing))
-    [warning] = assumed["warnings"]  # once for scan and label
-    assert "1 x 1 x 1 mm were assumed" in warning
+    assert sum("1 x 1 x 1 mm were assumed" in each for each in assumed["warnings"]) == 1, "once for scan and label"
     # a scan with inserted lesions has a header that needs no setting
     settings = InsertSettings(count=1, diameter_mm=(12, 20), contrast_hu=(-60, -50))
     insert_case(known, settings, _folder(tmp_path / "d"))
@@ -240,7 +239,7 @@ def test_padding_in_the_liver_mask_is_refused(healthy: LabelledScan, tmp_path: P
     prepare_case(replace(healthy, scan=tmp_path / "scan.nii.gz"), PREPROCESS, _folder(tmp_path / "a"), training=False)
     facts = json.loads((tmp_path / "a" / "case.json").read_text(encoding="utf-8"))
     count = 3 * 4 * hu.shape[2]
-    assert facts["warnings"] == [f"voxels outside the body that are NaN or infinite count as air: {count}"]
+    assert f"voxels outside the body that are NaN or infinite count as air: {count}" in facts["warnings"]
     label[0, 0, 5] = 6
     nibabel.save(nibabel.Nifti1Image(label, image.affine), tmp_path / "label.nii.gz")
     case = replace(healthy, scan=tmp_path / "scan.nii.gz", label=tmp_path / "label.nii.gz")

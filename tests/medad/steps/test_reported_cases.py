@@ -48,6 +48,8 @@ REFUSED = {
     "n14_plus_1024": "HU",
     "n15_mr_like": "HU",
     "n17c_mask_identity_affine": "affine mismatch",
+    "n19_lits_mask": r"2: \d+ mL.*--liver-label 1 --liver-label 2",
+    "n36_lits_tumour_mask_by_default": r"2: \d+ mL.*--liver-label 1 --liver-label 2",
     "n18_totalseg_multilabel": r"mL.*--liver-label 5|--liver-label 5.*mL",
     "n19b_mask_255": "255",
     "n20b_2d": "3 dimensions",
@@ -79,9 +81,7 @@ NOTED = {
     "n11_negative_pixdim": "",
     "n12_nan_outside": "air|-1024",
     "n17b_mask_affine_02vox": "voxel",
-    "n19_lits_mask": r"mL.*--liver-label 1 --liver-label 2",
     "n22b_pad_99999": "padding|-1024|air",
-    "n36_lits_tumour_mask_by_default": r"mL.*--liver-label 2",
     "n40_spleen_only_mask": "volume|place|side|mL",
     "n45_inf_outside": "air|-1024",
     "n50_mask_spacing_rounded": "voxel",
@@ -107,7 +107,7 @@ def paths(name: str) -> tuple[Path, Path]:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_case_is_read_or_refused_as_it_must_be(name: str, tmp_path: Path) -> None:
     scan, mask = paths(name)
-    case = LabelledScan(scan, mask, (1,), None)
+    case = LabelledScan(scan, mask, (), None)
     settings = PreprocessSettings(slice_px=64, min_liver_px=16)
     if name in REFUSED:
         with pytest.raises(InputError, match=REFUSED[name] or ":") as caught:
