@@ -62,7 +62,7 @@ class InboxSettings(HeaderSettings):
                 raise ValueError(f"`{name}` must be a pattern below the inbox")
         if self.scans == self.livers:
             raise ValueError("`scans` and `livers` are the same pattern")
-        if self.livers is None and self.liver_labels:
+        if self.livers is None and self.liver_labels not in ((), (1,)):
             raise ValueError("`liver_labels` are values of the masks of `livers`, which is missing")
         if self.livers is not None and self.liver_model is not None:
             raise ValueError("`liver_model` finds livers only without `livers`; remove one of them")

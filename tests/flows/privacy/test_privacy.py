@@ -346,7 +346,8 @@ def test_nothing_marked_reaches_prefect_the_cache_or_the_outputs(
     run("liver", "step", "window", found.good, "--out", tmp_path / "dicom.nii.gz", code=0)
     run("liver", "step", "window", loose["nrrd"][0], "--out", tmp_path / "nrrd.nii.gz", code=0)
     grey, mask = tmp_path / "nrrd.nii.gz", loose["nrrd"][1]
-    run("liver", "step", "roi", grey, "--liver", mask, "--out", tmp_path / "r.nii.gz", code=0)
+    labels = ("--liver-label", 1, "--liver-label", 2)
+    run("liver", "step", "roi", grey, "--liver", mask, *labels, "--out", tmp_path / "r.nii.gz", code=0)
     run("liver", "run", world.config, "--out", tmp_path / "runs", "--dry-run", "--json", code=0)
     run("ids", "ls", code=0)
     run("ids", "ls", "--json", code=0)
