@@ -139,6 +139,9 @@ def test_segmentation_lies_on_the_scans_grid(
     voxel_mm3 = float(np.prod(scan.header.get_zooms()))
     assert sum(lesion["volume_mm3"] for lesion in table["lesions"]) == pytest.approx(mask.sum() * voxel_mm3, rel=1e-6)
     assert all(lesion["volume_mm3"] >= 200 for lesion in table["lesions"])
+    hu = read_scan(ill.scan).hu
+    total_hu = sum(lesion["volume_mm3"] * lesion["mean_hu"] for lesion in table["lesions"])
+    assert total_hu / voxel_mm3 == pytest.approx(float(hu[mask].sum()), rel=1e-3)
     slices = load_file(out / "slices.safetensors")
     ready = load_prepared(prepared / "prepared.safetensors").slices
     np.testing.assert_array_equal(slices["mask"].astype(bool), mask_to_slices(mask, ready))
