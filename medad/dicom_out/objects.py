@@ -272,4 +272,6 @@ def _identity(source: SourceSeries, uid: str, number: int, description: str, mad
 def _dated(result: Dataset, made: datetime) -> Dataset:
     result.InstanceCreationDate = f"{made:%Y%m%d}"
     result.InstanceCreationTime = f"{made:%H%M%S}"
+    for equipment in result.get("ContributingEquipmentSequence", ())[-1:]:  # the last one is highdicom
+        equipment.ContributionDateTime = f"{made:%Y%m%d%H%M%S}"
     return result

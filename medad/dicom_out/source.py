@@ -16,10 +16,11 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.valuerep import DS
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
-from medad.ct.geometry import Geometry, check_affine
+from medad.ct.geometry import SPACING_TOLERANCE, Geometry, check_affine
 
 _REQUIRED = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
 _TYPE_2 = (
@@ -90,15 +91,16 @@ def source_series(scan: Path) -> SourceSeries:
         if many:
             frames = list(first.PerFrameFunctionalGroupsSequence)
             shared = first.SharedFunctionalGroupsSequence[0]
-            positions = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
-            orientation = _group(frames[0], shared, "PlaneOrientationSequence").ImageOrientationPatient
+            positions = [frame.PlanePositionSequence[0] for frame in frames]
+            orientations = [_group(frame, shared, "PlaneOrientationSequence") for frame in frames]
             measures = _group(frames[0], shared, "PixelMeasuresSequence")
         else:
-            positions = [header.ImagePositionPatient for header in headers]
-            orientation, measures = first.ImageOrientationPatient, first
+            positions = orientations = headers
+            measures = first
+        _even_out(positions, orientations, scan)
         affine, order = _grid(
-            np.array(positions, dtype=np.float64),
-            np.array(orientation, dtype=np.float64).reshape(2, 3),
+            np.array([each.ImagePositionPatient for each in positions], dtype=np.float64),
+            np.array(orientations[0].ImageOrientationPatient, dtype=np.float64).reshape(2, 3),
             np.array(measures.PixelSpacing, dtype=np.float64),
             float(measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 1.0),
         )
@@ -128,6 +130,23 @@ def instance_uids(headers: Iterable[Dataset]) -> str:
 def _group(frame: Dataset, shared: Dataset, keyword: str) -> Dataset:
     found: Dataset = (frame if keyword in frame else shared)[keyword].value[0]
     return found
+
+
+def _even_out(positions: list[Dataset], orientations: list[Dataset], scan: Path) -> None:
+    """Give all frames one orientation, and write positions as decimal strings of at most 16 characters."""
+    first = np.array(orientations[0].ImageOrientationPatient, dtype=np.float64)
+    for each in orientations:
+        if np.abs(np.array(each.ImageOrientationPatient, dtype=np.float64) - first).max() > SPACING_TOLERANCE:
+            raise InputError(scan, "slices of different orientation; DICOM results belong to one volume")
+        each.ImageOrientationPatient = _decimals(first)
+    for each in positions:
+        each.ImagePositionPatient = _decimals(np.array(each.ImagePositionPatient, dtype=np.float64))
+    if len({tuple(each.ImagePositionPatient) for each in positions}) < len(positions):
+        raise InputError(scan, "two slices have the same position; DICOM results belong to one volume")
+
+
+def _decimals(values: NDArray[np.float64]) -> list[DS]:
+    return [DS(float(value), auto_format=True) for value in values]
 
 
 def _complete(header: Dataset, scan: Path) -> Dataset:

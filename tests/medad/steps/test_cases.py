@@ -95,7 +95,7 @@ def test_prepared_slices_do_not_depend_on_the_tumour_label(ill: LabelledScan, tm
     nibabel.save(nibabel.Nifti1Image(merged, image.affine, image.header), tmp_path / "merged.nii.gz")
     prepare_case(ill, PREPROCESS, _folder(tmp_path / "a"), training=False)
     blind = LabelledScan(ill.scan, tmp_path / "merged.nii.gz", (1, 2), 2)
-    prepare_case(blind, PREPROCESS, _folder(tmp_path / "b"), training=True)
+    prepare_case(blind, PREPROCESS, _folder(tmp_path / "b"), training=False)
     name = "prepared.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
