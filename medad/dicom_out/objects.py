@@ -50,7 +50,7 @@ class Segment:
 
 def segments_of(lesions: Sequence[Mapping[str, Any]], *, liver: bool) -> list[Segment]:
     """Return the segments: the liver without its lesions, each of the largest lesions, all further lesions."""
-    rows = [("Liver without lesions", None, True)] if liver else []
+    rows: list[tuple[str, Mapping[str, Any] | None, bool]] = [("Liver without lesions", None, True)] if liver else []
     rows += [(f"Lesion {row['id']}", row, False) for row in lesions[:MOST_LESIONS]]
     if len(lesions) > MOST_LESIONS:
         rows.append((f"Lesions {MOST_LESIONS + 1} to {len(lesions)}", None, False))
@@ -66,7 +66,7 @@ def make_segmentation(
 ) -> Dataset:
     """Return a binary DICOM segmentation. Voxels with value n in `labels` (canonical order) belong to segment n."""
     import highdicom
-    from highdicom.seg import SegmentDescription, Segmentation
+    from highdicom.seg import Segmentation, SegmentDescription
 
     frames = source.frames(labels)
     shown = json.dumps([MAKER, _version(), dict(parameters), [each.label for each in segments]])

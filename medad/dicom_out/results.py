@@ -38,7 +38,7 @@ def write_dicom_results(
     Parameters
     ----------
     scan
-        The DICOM series. For another file type there is no study, and an InputError says so.
+        The DICOM series. Another file type has no study, and an InputError says so.
     case_folder
         Folder with mask.nii.gz and lesions.json.
     out
@@ -82,9 +82,7 @@ def write_dicom_results(
     return [_save(out / name, result) for name, result in results.items() if result is not None]
 
 
-def _mark_lesions(
-    labels: np.ndarray, mask: Bool[np.ndarray, "X Y Z"], first: int, count: int, mask_file: Path
-) -> None:
+def _mark_lesions(labels: np.ndarray, mask: Bool[np.ndarray, "X Y Z"], first: int, count: int, mask_file: Path) -> None:
     """Write the segment numbers of lesions into `labels`: `first` for the largest one."""
     lesions = label_lesions(mask)
     marked = 0 if lesions is None else int(lesions[1].max())

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
-from pydicom.valuerep import DS
+from pydicom.valuerep import DSfloat
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
@@ -74,7 +74,7 @@ def source_headers(scan: Path) -> list[Dataset]:
         if placed and header.get("Modality", "CT") in ("CT", ""):
             headers.append(header)
     if not headers:
-        raise InputError(scan, "not a DICOM series, so there is no study to which DICOM results could belong")
+        raise InputError(scan, "not a DICOM series, so it has no study to which DICOM results could belong")
     if len({header.get("SeriesInstanceUID") for header in headers}) > 1:
         raise InputError(scan, "several series; DICOM results belong to one")
     return headers
@@ -145,8 +145,8 @@ def _even_out(positions: list[Dataset], orientations: list[Dataset], scan: Path)
         raise InputError(scan, "two slices have the same position; DICOM results belong to one volume")
 
 
-def _decimals(values: NDArray[np.float64]) -> list[DS]:
-    return [DS(float(value), auto_format=True) for value in values]
+def _decimals(values: NDArray[np.float64]) -> list[DSfloat]:
+    return [DSfloat(float(value), auto_format=True) for value in values]
 
 
 def _complete(header: Dataset, scan: Path) -> Dataset:
