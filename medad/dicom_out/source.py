@@ -20,6 +20,7 @@ from pydicom.valuerep import DSfloat
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
+from medad.ct.dicom import POSITION_TOLERANCE
 from medad.ct.geometry import SPACING_TOLERANCE, Geometry, check_affine
 
 _REQUIRED = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
@@ -93,20 +94,22 @@ def source_series(scan: Path) -> SourceSeries:
             shared = first.SharedFunctionalGroupsSequence[0]
             positions = [frame.PlanePositionSequence[0] for frame in frames]
             orientations = [_group(frame, shared, "PlaneOrientationSequence") for frame in frames]
-            measures = _group(frames[0], shared, "PixelMeasuresSequence")
+            measures = [_group(frame, shared, "PixelMeasuresSequence") for frame in frames]
         else:
-            positions = orientations = headers
-            measures = first
+            positions = orientations = measures = headers
         _even_out(positions, orientations, scan)
         affine, order = _grid(
             np.array([each.ImagePositionPatient for each in positions], dtype=np.float64),
             np.array(orientations[0].ImageOrientationPatient, dtype=np.float64).reshape(2, 3),
-            np.array(measures.PixelSpacing, dtype=np.float64),
-            float(measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 1.0),
+            np.array(measures[0].PixelSpacing, dtype=np.float64),
+            abs(float(measures[0].get("SpacingBetweenSlices") or measures[0].get("SliceThickness") or 1.0)),
+            scan,
         )
     except (AttributeError, IndexError, TypeError, ValueError):
         raise InputError(scan, "position, orientation or pixel spacing of the DICOM series is missing") from None
     check_affine(affine, scan)
+    for each in measures:  # may be 0 or negative, and is copied into the segmentation
+        each.SpacingBetweenSlices = DSfloat(float(np.linalg.norm(affine[:3, 2])), auto_format=True)
     geometry = Geometry((int(first.Columns), int(first.Rows), len(order)), affine)
     if many:
         return SourceSeries(headers, order, geometry)
@@ -164,16 +167,24 @@ def _complete(header: Dataset, scan: Path) -> Dataset:
 
 
 def _grid(
-    positions: NDArray[np.float64], axes: NDArray[np.float64], spacing: NDArray[np.float64], thickness: float
+    positions: NDArray[np.float64],
+    axes: NDArray[np.float64],
+    spacing: NDArray[np.float64],
+    thickness: float,
+    scan: Path,
 ) -> tuple[NDArray[np.float64], list[int]]:
     """Return the affine to RAS mm (column, row, plane), and the number of the frame of each plane."""
     normal = np.cross(axes[0], axes[1])
     order = np.argsort(positions @ normal, kind="stable")
     first, last = positions[order[0]], positions[order[-1]]
+    step = (last - first) / (len(order) - 1) if len(order) > 1 else normal * thickness
+    regular = first + np.arange(len(order))[:, None] * step
+    if np.linalg.norm(positions[order] - regular, axis=1).max() > POSITION_TOLERANCE * np.linalg.norm(step):
+        raise InputError(scan, "uneven slice spacing; DICOM results belong to one volume")
     affine = np.eye(4)
     affine[:3, 0] = axes[0] * spacing[1]  # PixelSpacing is (between rows, between columns)
     affine[:3, 1] = axes[1] * spacing[0]
-    affine[:3, 2] = (last - first) / (len(order) - 1) if len(order) > 1 else normal * thickness
+    affine[:3, 2] = step
     affine[:3, 3] = first
     affine[:2] *= -1  # DICOM's patient axes are LPS
     return affine, [int(index) for index in order]

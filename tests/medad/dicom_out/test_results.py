@@ -54,6 +54,7 @@ def write_series(folder: Path, row: Any, column: Any, sign: int, planes: int = S
             "RescaleIntercept": 0,
             "FrameOfReferenceUID": "2.25.99",
             "SeriesNumber": 3,
+            "SpacingBetweenSlices": -2.5,
             "StudyDate": "20240101",
             "StudyTime": "101500",
             "StudyID": "7",
@@ -255,6 +256,11 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     case = write_case(scan, tmp_path / "case", *masks())
     with pytest.raises(InputError, match="it has no study to which DICOM results could belong"):
         write_dicom_results(case / "mask.nii.gz", case, tmp_path)
+    (tmp_path / "gap").mkdir()
+    for path in sorted(scan.iterdir())[:5] + sorted(scan.iterdir())[6:]:
+        shutil.copy(path, tmp_path / "gap")
+    with pytest.raises(InputError, match="uneven slice spacing"):
+        write_dicom_results(tmp_path / "gap", case, tmp_path)
     table = json.loads((case / "lesions.json").read_text(encoding="utf-8"))
     (case / "lesions.json").write_text(json.dumps(table | {"lesions": table["lesions"][:1]}), encoding="utf-8")
     with pytest.raises(InputError, match=r"2 lesions, but lesions\.json lists 1"):
