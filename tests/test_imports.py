@@ -51,6 +51,8 @@ ROOMS = {
     "medad.classifier": "medad.anomalies medad.slices medad.config medad.base",
     "medad.models": "medad.networks medad.steps medad.config medad.base",
     "medad.organ": "medad.ct medad.base",
+    # results for the archive label the lesions as the lesion table does
+    "medad.dicom_out": "medad.evaluation medad.ct medad.base",
     "medad.steps": "medad.organ medad.classifier medad.cohort medad.evaluation medad.networks medad.anomalies"
     " medad.slices medad.ct medad.config medad.base",
     "medad.reports": "medad.steps medad.cohort medad.evaluation medad.slices medad.config medad.reporting medad.base",

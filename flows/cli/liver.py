@@ -280,6 +280,12 @@ def segment(
         Literal["pseudonyms", "original"],
         typer.Option(help="Names of the files in OUT: pseudonyms, or the names of the scans' files."),
     ] = "pseudonyms",
+    dicom: Annotated[
+        bool,
+        typer.Option(
+            "--dicom", help="Also write DICOM SEG, SR and PDF, which have the patient's data."
+        ),
+    ] = False,
     devices: Devices = None,
     overrides: Set = None,
     refresh: Refresh = False,
@@ -334,6 +340,7 @@ def segment(
         trust=trust,
         model=run.absolute(),
         out=ensure_writable(out),
+        dicom=dicom,
         original_names=names == "original",
     )
     print_and_exit(

@@ -13,7 +13,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flows.inbox.arrivals import (
     ARRIVING,
@@ -33,6 +34,8 @@ from flows.inbox.config import ALL_FAILED, Inbox, InboxRequest
 from flows.inbox.results import IN_MANIFEST, FailedCase, Row, utc_now
 from flows.liver import run_folder as liver_folder
 from flows.liver import steps
+from flows.liver.dicom_results import FOLDER as DICOM_FOLDER
+from flows.liver.dicom_results import write_case
 from flows.liver.liver_masks import find_livers, mask_facts, mask_notes
 from flows.liver.stages import ReadyCase, Stages
 from flows.machine.environment import worker_count
@@ -49,6 +52,9 @@ from flows.store.references import Ref
 from medad.base.errors import CaseFailure, ConfigError, UserError
 from medad.steps.results import CaseResult, Model
 from medad.steps.trained import parts_of
+
+if TYPE_CHECKING:
+    from medad.cohort.datasets import Case
 
 CASE_FILES = ("mask.nii.gz", "probability.nii.gz", "lesions.json")
 REPORT_FILES = ("report.html", "report.json", "preview.png")
@@ -177,7 +183,7 @@ class Pass:
                 if scan.id in sound:
                     results = self.stages.segment_and_evaluate([ready[scan.id]], model, data)
                     for result in results:
-                        self._publish(scan, result, model)
+                        self._publish(scan, ready[scan.id].case, result, model)
                 self._note_failure(scan, rows)
                 if self.fatal_failure is not None:
                     return
@@ -214,7 +220,7 @@ class Pass:
         self.waiting.append(Waiting(scan.arrival.scan, ARRIVING))
         return False
 
-    def _publish(self, scan: NewScan, result: CaseResult[Ref], model: Model[Ref]) -> None:
+    def _publish(self, scan: NewScan, case: Case, result: CaseResult[Ref], model: Model[Ref]) -> None:
         """Write the case's report, and publish the case's folder atomically."""
         runner = self.stages.runner
         masks = {scan.id: mask} if (mask := self.stages.liver_masks.get(scan.id)) is not None else {}
@@ -239,6 +245,7 @@ class Pass:
             copies=tuple(copies),
             manifest=lambda: liver_folder.manifest(used[-1:], model) | {IN_MANIFEST: entry},
             seconds=sum(record.seconds for record in case_runner.records if record.case_id == scan.id),
+            write_more=lambda folder: self._write_dicom(folder, case, result, report.folder() / "preview.png"),
         )
         try:
             publish_run_folder(run, case_runner)
@@ -252,6 +259,10 @@ class Pass:
             runner.record_failure(to_case_failure(scan.id, "publish", problem))
         else:
             self.done.append(row)
+
+    def _write_dicom(self, folder: Path, case: Case, result: CaseResult[Ref], preview: Path) -> None:
+        if self.inbox.settings.dicom:
+            write_case(self.stages.runner, case, result, folder / DICOM_FOLDER, preview if preview.is_file() else None)
 
     def _note_failure(self, scan: NewScan, rows: Mapping[str, Row]) -> None:
         """Record why a case failed, unless the machine was the cause or the file changed or disappeared."""

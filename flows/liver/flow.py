@@ -50,6 +50,8 @@ class SegmentRequest(BaseModel):
     model: PrivatePath
     """Folder of an earlier run."""
     out: PrivatePath
+    dicom: bool = False
+    """Whether DICOM results are written, for scans that are DICOM."""
     original_names: bool = False
     """Whether the files in the run folder are named after the scans. The report and Prefect have pseudonyms."""
 

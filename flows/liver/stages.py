@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.liver import dicom_results, statistics, steps, training_steps
 from flows.liver import run_folder as liver_folder
-from flows.liver import statistics, steps, training_steps
 from flows.liver.run_folder import UsedCase
 from flows.liver.series import SeriesChooser
 from flows.liver.split import BOTH, SPLIT_LABEL, Split, Use, leakage_failure, salted_member, trained_members
@@ -77,6 +77,8 @@ class Stages:
         self._trained_on: dict[Model[Ref], list[MarkedCase]] = {}
         self.pseudonymous = settings.test_data.pseudonyms or settings.train_data.pseudonyms
         """Whether file names must not appear in outputs."""
+        self.dicom_cases: dict[str, Case] = {}
+        """Cases whose DICOM results are written, by id."""
         self.names: dict[str, str] = {}
         """Names of the files of cases in the run folder, instead of their pseudonyms."""
         self._named = 0
@@ -355,7 +357,7 @@ class Stages:
                 *liver_folder.copies(report, results, model, self.names),
                 *liver_folder.mask_copies(self.liver_masks, self.names),
             ),
-            texts=lambda: {statistics.FILE: statistics.statistics_table(results, self.names)} if results else {},
+            write_more=lambda folder: self._write_more(folder, results),
             manifest=lambda: liver_folder.manifest(self.used, model, self.trained),
             seconds=time.monotonic() - started,
         )
@@ -368,6 +370,17 @@ class Stages:
             useful=useful,
             details=lambda: {"cases": [self._written(out, result) for result in results]},
         )
+
+    def _write_more(self, folder: Path, results: list[CaseResult[Ref]]) -> None:
+        """Write the table of all cases, and DICOM results if they are wanted."""
+        if not results:
+            return
+        table = statistics.statistics_table(results, self.names)
+        (folder / statistics.FILE).write_text(table, encoding="utf-8", newline="")
+        for result in results:
+            if (case := self.dicom_cases.get(result.case_id)) is not None:
+                name = self.names.get(result.case_id, result.case_id)
+                dicom_results.write_case(self.runner, case, result, folder / dicom_results.FOLDER / name)
 
     def _written(self, out: Path, result: CaseResult[Ref]) -> dict[str, Any]:
         """Return a case's figures and the paths of its files, for the command's JSON."""

@@ -82,8 +82,8 @@ class RunFolder:
     manifest: Callable[[], Mapping[str, Any]]
     """Function that returns the flow's entries of the manifest, such as digests. JSON values without paths."""
     seconds: float
-    texts: Callable[[], Mapping[str, str]] = dict
-    """Function that returns further files by name, such as tables over all cases."""
+    write_more: Callable[[Path], None] = lambda folder: None
+    """Function that writes further files into the folder, such as tables over all cases."""
 
 
 def installed_versions() -> dict[str, str]:
@@ -137,8 +137,7 @@ def publish_run_folder(run: RunFolder, runner: Runner) -> dict[str, float | None
         work.mkdir()
         try:
             _copy_files(run.copies, work)
-            for name, text in run.texts().items():
-                (work / name).write_text(text, encoding="utf-8", newline="")
+            run.write_more(work)
             _write_manifest(work, run, runner)
             _replace_folder(work, run.path)
         finally:

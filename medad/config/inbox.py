@@ -49,6 +49,8 @@ class InboxSettings(HeaderSettings):
     series: SeriesSettings | None = None
     """Choice between several CT series of a DICOM folder. None: the one on the grid of the mask; else the case
     fails."""
+    dicom: bool = False
+    """Writing of DICOM results (SEG, SR, PDF) into `dicom/` of each case. They have the patient's identifiers."""
     settings: LiverChanges = Field(default_factory=dict)
     """Changes of the model's settings by dotted key, such as `postprocess.threshold` or `gpus`."""
 

@@ -6,10 +6,10 @@ All functions work within bounding boxes. A CT of 512 x 512 x 1000 voxels never 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float16, Float32, Int
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
@@ -41,6 +41,8 @@ class Lesion:
     """Mean of its voxel centres. x increases to the patient's right, y to the front, z to the head."""
     mean_probability: float
     max_probability: float
+    mean_hu: float | None = None
+    """Mean HU of its voxels in the scan as it was read, without window or smoothing. None: the HU are not known."""
 
 
 def bounding_box(mask: Bool[np.ndarray, "X Y Z"]) -> Box | None:
@@ -147,6 +149,7 @@ def lesion_table(
     mask: Bool[np.ndarray, "X Y Z"],
     probability: Float32[np.ndarray, "X Y Z"],
     canonical_affine: Float[np.ndarray, "4 4"],
+    mask_hu: Float16[np.ndarray, " M"] | None = None,
 ) -> list[Lesion]:
     """Measure each 26-connected lesion of a mask.
 
@@ -158,6 +161,8 @@ def lesion_table(
         P(tumour) on the same grid.
     canonical_affine
         Matrix from voxel index to RAS+ mm. It may be oblique, sheared or anisotropic.
+    mask_hu
+        HU of the mask's voxels in index order. None: no lesion gets a mean HU.
 
     Returns
     -------
@@ -165,15 +170,16 @@ def lesion_table(
     """
     if mask.shape != probability.shape:
         raise ValueError(f"mask has shape {mask.shape}, probability {probability.shape}")
-    box = bounding_box(mask)
-    if box is None:
+    found = label_lesions(mask)
+    if found is None:
         return []
+    box, labels = found
     affine = canonical_affine.astype(np.float64)
     voxel_mm3 = abs(float(np.linalg.det(affine[:3, :3])))
     origin = np.array([part.start for part in box])
-    labels, _ = label_components(mask[box])
     scores = probability[box]
-    measured: list[tuple[int, Lesion]] = []
+    hu_sums = None if mask_hu is None else np.bincount(labels[labels > 0], mask_hu.astype(np.float64))
+    lesions = []
     for number, place in enumerate(ndimage.find_objects(labels), start=1):
         component = labels[place] == number
         corner = origin + [part.start for part in place]
@@ -181,16 +187,31 @@ def lesion_table(
         inside = scores[place][component]
         centre = affine[:3, :3] @ (corner + _mean_index(component, voxels)) + affine[:3, 3]
         lesion = Lesion(
-            id=0,
+            id=number,
             volume_mm3=voxels * voxel_mm3,
             diameter_mm=_largest_distance(component, affine[:3, :3]),
             centroid_ras_mm=(float(centre[0]), float(centre[1]), float(centre[2])),
             mean_probability=float(inside.mean(dtype=np.float64)),
             max_probability=float(inside.max()),
+            mean_hu=None if hu_sums is None else float(hu_sums[number] / voxels),
         )
-        measured.append((voxels, lesion))
-    measured.sort(key=lambda item: -item[0])
-    return [replace(lesion, id=rank) for rank, (_, lesion) in enumerate(measured, start=1)]
+        lesions.append(lesion)
+    return lesions
+
+
+def label_lesions(mask: Bool[np.ndarray, "X Y Z"]) -> tuple[Box, Int[np.ndarray, "A B C"]] | None:
+    """Label the lesions of a mask by their ids: 1 is the largest, and equal volumes are in the grid's index order.
+
+    Returns the mask's bounding box and the labels within it, or None if the mask is empty.
+    """
+    box = bounding_box(mask)
+    if box is None:
+        return None
+    labels, count = label_components(mask[box])
+    voxels = np.bincount(labels.reshape(-1), minlength=count + 1)
+    rank = np.zeros(count + 1, dtype=labels.dtype)
+    rank[1 + np.argsort(-voxels[1:], kind="stable")] = np.arange(1, count + 1)
+    return box, rank[labels]
 
 
 def _mean_index(component: Bool[np.ndarray, "X Y Z"], voxels: int) -> Float[np.ndarray, " 3"]:

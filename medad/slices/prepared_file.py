@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float16, UInt8
 from numpy import ndarray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -19,7 +19,7 @@ from medad.slices.grid import SliceGrid, Slices, bounding_box, empty_volume
 
 PREPARED = "prepared.safetensors"
 """Name of this file in the folder of a prepared case."""
-FORMAT, METADATA = "adflows-prepared-2", "adflows"
+FORMAT, METADATA, LIVER_HU = "adflows-prepared-2", "adflows", "liver_hu"
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,16 @@ class PreparedCase:
         Liver mask on that grid. None: it was not requested.
     grey_per_hu
         Number of grey values per HU. None: the grey values are not linear in HU.
+    liver_hu
+        HU of the liver's voxels in index order, without window. Whole numbers up to 2048 are exact, and values up to
+        256 within 0.07. None: they were not requested or not stored.
     """
 
     slices: Slices
     geometry: Geometry
     liver: Bool[ndarray, "X Y Z"] | None
     grey_per_hu: float | None
+    liver_hu: Float16[ndarray, " V"] | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -57,8 +61,12 @@ def save_prepared(
     geometry: Geometry,
     liver: Bool[ndarray, "X Y Z"],
     grey_per_hu: float | None = None,
+    liver_hu: Float16[ndarray, " V"] | None = None,
 ) -> None:
-    """Write slices, geometry and the liver mask (its bounding box, one bit per voxel) as safetensors."""
+    """Write slices, geometry and the liver mask (its bounding box, one bit per voxel) as safetensors.
+
+    `liver_hu` contains the HU of the mask's voxels in index order.
+    """
     corner, box = bounding_box(liver)
     metadata = {
         "format": FORMAT,
@@ -73,6 +81,8 @@ def save_prepared(
         "z": slices.z,
         "liver_bits": np.packbits(box, axis=None),
     }
+    if liver_hu is not None:
+        arrays[LIVER_HU] = liver_hu
     # one metadata entry: safetensors writes several in random order, but equal slices must give equal bytes
     save_file(arrays, path, {METADATA: json.dumps(metadata)})
 
@@ -96,10 +106,11 @@ def load_prepared(path: Path, *, with_liver: bool = False) -> PreparedCase:
                 file.get_tensor("z"),
                 _grid_from(metadata["grid"]),
             )
+            liver_hu = file.get_tensor(LIVER_HU) if with_liver and LIVER_HU in file.keys() else None  # noqa: SIM118
             liver = _unpack(file.get_tensor("liver_bits"), metadata["liver_box"], slices.grid) if with_liver else None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(path, f"prepared slices cannot be read ({error})") from error
-    return PreparedCase(slices, Geometry.from_json(metadata["geometry"]), liver, metadata["grey_per_hu"])
+    return PreparedCase(slices, Geometry.from_json(metadata["geometry"]), liver, metadata["grey_per_hu"], liver_hu)
 
 
 def _grid_from(values: dict[str, Any]) -> SliceGrid:

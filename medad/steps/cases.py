@@ -115,6 +115,8 @@ def prepare_case(
 ) -> None:
     """Preprocess a case: write prepared.safetensors (slices, grid, liver) and case.json (facts about the case).
 
+    A case to segment also gets the HU of its liver, from which its lesions are measured.
+
     Parameters
     ----------
     training
@@ -153,7 +155,8 @@ def prepare_case(
         raise InputError(
             case.scan, f"no slice of {settings.slice_px} px contains at least {settings.min_liver_px} liver pixels"
         )
-    save_prepared(out / PREPARED, slices, geometry, liver, grey_per_hu(settings))
+    liver_hu = None if training else volume.hu[liver].astype(np.float16)
+    save_prepared(out / PREPARED, slices, geometry, liver, grey_per_hu(settings), liver_hu)
     facts = {
         "slices": len(slices.z),
         "planes": geometry.canonical_shape[2],

@@ -71,7 +71,8 @@ def segment_case(
     rule = threshold_rule(post, threshold, calibration)
     post = post.model_copy(update={"threshold": threshold})
     mask = postprocess(probability, case.liver, geometry.voxel_mm3, post)
-    lesions = lesion_table(mask, probability, geometry.canonical_affine)
+    mask_hu = None if case.liver_hu is None else case.liver_hu[mask[case.liver]]
+    lesions = lesion_table(mask, probability, geometry.canonical_affine, mask_hu)
     write_probability(out / PROBABILITY, probability, geometry)
     write_mask(out / MASK, mask, geometry)
     slices = case.slices

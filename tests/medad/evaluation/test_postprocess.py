@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from skimage.filters import threshold_otsu
 
 from medad.config.liver import PostprocessSettings
-from medad.evaluation.postprocess import bounding_box, lesion_table, postprocess, resolve_threshold
+from medad.evaluation.postprocess import bounding_box, label_lesions, lesion_table, postprocess, resolve_threshold
 from tests.flood import flood_fill
 
 Array = np.ndarray[Any, Any]
@@ -228,7 +228,23 @@ def test_lesion_fields_are_plain_numbers_under_stable_names() -> None:
         "centroid_ras_mm": [0.5, 0.0, 0.0],
         "mean_probability": 1.0,
         "max_probability": 1.0,
+        "mean_hu": None,
     }
+
+
+def test_mean_hu_belongs_to_its_lesion_whatever_the_memory_order() -> None:
+    mask = np.zeros((9, 8, 7), dtype=bool)
+    mask[0, :2, 3] = True  # first in index order, and the smaller lesion
+    mask[4:8, 5, 2:4] = True
+    hu = np.zeros(mask.shape)
+    hu[0, :2, 3] = 40.0, 43.0
+    hu[4:8, 5, 2:4] = -7.0
+    for order in (np.ascontiguousarray, np.asfortranarray):
+        voxels = order(mask)
+        table = lesion_table(voxels, voxels.astype(np.float32), np.eye(4), order(hu)[voxels].astype(np.float16))
+        assert [(one.volume_mm3, one.mean_hu) for one in table] == [(8.0, -7.0), (2.0, 41.5)]
+    box, labels = label_lesions(mask) or pytest.fail("there are lesions")
+    assert labels[tuple(np.array([0, 0, 3]) - [part.start for part in box])] == 2
 
 
 def test_the_automatic_threshold_parts_two_kinds_of_voxels_and_spares_a_healthy_liver() -> None:

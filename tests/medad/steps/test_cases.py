@@ -97,7 +97,7 @@ def test_prepared_slices_do_not_depend_on_the_tumour_label(ill: LabelledScan, tm
     nibabel.save(nibabel.Nifti1Image(merged, image.affine, image.header), tmp_path / "merged.nii.gz")
     prepare_case(ill, PREPROCESS, _folder(tmp_path / "a"), training=False)
     blind = LabelledScan(ill.scan, tmp_path / "merged.nii.gz", (1, 2), 2)
-    prepare_case(blind, PREPROCESS, _folder(tmp_path / "b"), training=True)
+    prepare_case(blind, PREPROCESS, _folder(tmp_path / "b"), training=False)
     name = "prepared.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -141,6 +141,9 @@ def test_segmentation_lies_on_the_scans_grid(
     voxel_mm3 = float(np.prod(scan.header.get_zooms()))
     assert sum(lesion["volume_mm3"] for lesion in table["lesions"]) == pytest.approx(mask.sum() * voxel_mm3, rel=1e-6)
     assert all(lesion["volume_mm3"] >= 200 for lesion in table["lesions"])
+    hu = read_scan(ill.scan).hu
+    total_hu = sum(lesion["volume_mm3"] * lesion["mean_hu"] for lesion in table["lesions"])
+    assert total_hu / voxel_mm3 == pytest.approx(float(hu[mask].sum()), rel=1e-3)
     slices = load_file(out / "slices.safetensors")
     ready = load_prepared(prepared / "prepared.safetensors").slices
     np.testing.assert_array_equal(slices["mask"].astype(bool), mask_to_slices(mask, ready))
