@@ -282,9 +282,7 @@ def segment(
     ] = "pseudonyms",
     dicom: Annotated[
         bool,
-        typer.Option(
-            "--dicom", help="Also write DICOM SEG, SR and PDF, which have the patient's data."
-        ),
+        typer.Option("--dicom", help="Also write DICOM SEG, SR and PDF, which have the patient's data."),
     ] = False,
     devices: Devices = None,
     overrides: Set = None,

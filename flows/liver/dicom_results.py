@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flows.machine.terminal import terminal
 from flows.runs.runner import Runner, to_case_failure
 from flows.store.references import Ref
 from medad.base.errors import InputError
@@ -18,9 +19,16 @@ STAGE = "dicom"
 
 
 def write_case(runner: Runner, case: Case, result: CaseResult[Ref], out: Path, preview: Path | None = None) -> None:
-    """Write a case's DICOM results into the folder `out`. A failure is recorded, and leaves no folder."""
+    """Write a case's DICOM results into the folder `out`. A failure is recorded, and leaves no folder.
+
+    A scan that is not DICOM has none: they need a study of an archive.
+    """
+    from medad.ct.dicom_choice import is_series
     from medad.dicom_out.results import write_dicom_results
 
+    if not is_series(case.scan):
+        terminal.line(f"{case.id}: no DICOM results, because the scan is not DICOM and has no study")
+        return
     assert result.segmented is not None, "a finished case is segmented"
     out.mkdir(parents=True)
     folder = result.segmented.folder()

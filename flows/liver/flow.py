@@ -191,6 +191,8 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
     found = find_livers(stages, list(cases.values()), data, request.liver_model, trust=request.trust)
     stages.runner.notes += mask_notes(stages.liver_masks)
     ready = stages.prepare_cases(found, data)
+    if request.dicom:
+        stages.dicom_cases = {each.case.id: each.case for each in ready}
     show_warnings(ready)
     if request.liver_masks:
         check_livers(stages, [each.case for each in ready], data)
