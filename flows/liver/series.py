@@ -63,7 +63,7 @@ class _Choose:
             rules.append(lambda s: rule.fits(s.description, s.kernel, s.thickness_mm, s.number))
         if self.mask is not None:
             mask = self.mask
-            rules.append(lambda series: lies_on(mask, series, scan))
+            rules += [lambda series: lies_on(mask, series, scan), lambda series: has_size_of(mask, series, scan)]
         chosen = select_series(scan, self.name, rules if self.rule is not None else [lambda _: True, *rules])
         return "" if chosen == scan else chosen.name
 
@@ -78,3 +78,14 @@ def lies_on(mask: Path, series: object, scan: Path) -> bool:
     except InputError:
         return False
     return True
+
+
+def has_size_of(mask: Path, series: object, scan: Path) -> bool:
+    """Return whether a mask has as many voxels as a series. A cropped mask lies on several series."""
+    from medad.ct.dicom import series_geometry
+    from medad.ct.io import read_labels
+
+    try:
+        return read_labels(mask).geometry.canonical_shape == series_geometry(series, scan).canonical_shape  # type: ignore[arg-type]
+    except InputError:
+        return False
