@@ -27,7 +27,7 @@ ROOMS = {
     "flows.devices": "flows.privacy flows.store flows.machine medad.base",
     "flows.runs": "flows.devices flows.privacy flows.store flows.machine medad.base",
     "flows.liver": "flows.runs flows.devices flows.privacy flows.store flows.machine"
-    " medad.base medad.config medad.cohort medad.ct medad.organ medad.steps medad.reports",
+    " medad.base medad.config medad.cohort medad.ct medad.organ medad.steps medad.reports medad.dicom_out",
     "flows.zsad": "flows.runs flows.devices flows.privacy flows.store flows.machine"
     # a key names weights and prompts by content; zsad.clip finds both without loading a model
     " medad.base medad.cohort zsad.config zsad.data zsad.clip zsad.embedded zsad.steps zsad.reports",

@@ -142,9 +142,8 @@ def hand_step(
     header: HeaderSettings,
 ) -> Call:
     """Return the call of one preprocessing step on a file, or in a dry run on a result that does not exist yet."""
-    return HAND_STEPS[name](
-        source=source, liver=liver, liver_labels=tuple(sorted(liver_labels)), settings=settings, header=header
-    )
+    labels = () if liver is None else tuple(sorted(liver_labels))
+    return HAND_STEPS[name](source=source, liver=liver, liver_labels=labels, settings=settings, header=header)
 
 
 def report(

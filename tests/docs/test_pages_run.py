@@ -58,11 +58,35 @@ NOT_RUN: dict[tuple[str, str], str] = {
     (MACHINES, "adflows server --port 4200"): "runs until Ctrl-C",
     (MACHINES, "adflows deploy --dry-run"): "needs a server",
     (MACHINES, "pip install --constraint constraints.txt 'adflows[dask]'"): "takes the network, and a cluster",
-    (MACHINES, "dask scheduler --host 10.0.0.5 --dashboard-address 127.0.0.1:8787"): "needs a second machine",
-    (MACHINES, "export DASK_DISTRIBUTED__WORKER__DAEMON=False"): "needs a second machine",
-    (MACHINES, "adflows liver run hu --set engine=dask --set engine_address=tcp://10.0.0.5:8786"): (
-        "needs a second machine"
-    ),
+    (MACHINES, "adflows worker --check"): "needs a server",
+    (MACHINES, "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=True"): "needs certificates",
+    (
+        MACHINES,
+        "dask scheduler --protocol tls --host 10.0.0.5 --dashboard-address 127.0.0.1:8787",
+    ): "needs a second machine",
+    (
+        MACHINES,
+        "adflows worker --check && dask worker tls://10.0.0.5:8786 --host 10.0.0.6 --nthreads 1 --nworkers 2 \\",
+    ): "needs a second machine",
+    (
+        MACHINES,
+        "adflows liver run hu --set engine=dask --set engine_address=tls://10.0.0.5:8786",
+    ): "needs a second machine",
+    (MACHINES, "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=/etc/adflows/ray-token"): "needs a second machine",
+    (
+        MACHINES,
+        "ray start --head --node-ip-address 10.0.0.5 --num-gpus 1 --include-dashboard=false",
+    ): "needs a second machine",
+    (
+        MACHINES,
+        "adflows worker --check && ray start --address 10.0.0.5:6379 --node-ip-address 10.0.0.6 --num-gpus 1",
+    ): "needs a second machine",
+    (
+        MACHINES,
+        "adflows liver run hu --set engine=ray --set engine_address=ray://10.0.0.5:10001",
+    ): "needs a second machine",
+    (MACHINES, "pip install --constraint constraints.txt dask-jobqueue"): "takes the network",
+    (MACHINES, "import signal"): "needs SLURM",
     (OPERATE, "adflows deploy --dry-run"): "needs a server",
     (OPERATE, "useradd --system --home-dir /var/lib/adflows --shell /usr/sbin/nologin adflows"): "needs root",
     (OPERATE, "server {"): "needs nginx",

@@ -15,7 +15,7 @@ from PIL import Image
 from medad.cohort.phantom import write_btcv_phantoms, write_lits_phantoms
 from medad.cohort.samples import generate_samples
 from medad.ct.dicom_write import write_dicom
-from medad.ct.io import read_scan
+from medad.ct.io import read_labels, read_scan, write_mask
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.embedded.samples import ensure_samples
 
@@ -33,7 +33,8 @@ def make_world(root: Path) -> Path:
     _own_cases(data / "own", data)
     _inbox(data / "inbox", data / "lits")
     shutil.copy(data / "lits" / "volume-0.nii.gz", root / "scan.nii.gz")
-    shutil.copy(data / "lits" / "segmentation-0.nii.gz", root / "liver.nii.gz")
+    labels = read_labels(data / "lits" / "segmentation-0.nii.gz")
+    write_mask(root / "liver.nii.gz", labels.values > 0, labels.geometry)
     _exports(root)
     rng = np.random.default_rng(0)
     for set_name in ("mvtec", "visa"):

@@ -64,7 +64,7 @@ def test_another_cache_is_named(needs: RunNeeds, tmp_path: Path, monkeypatch: py
 def test_a_cache_whose_locks_stay_on_their_machine_is_named(needs: RunNeeds, cache: Path) -> None:
     (cache / "runs" / "unseen.lock").touch()  # as on a share whose locks are local
     assert "locks of the run are not seen here" in worker_problem(dataclasses.replace(needs, lock="runs/unseen.lock"))
-    with (cache / needs.lock).open() as file, pytest.raises(BlockingIOError):
+    with (cache / needs.lock).open("rb") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 

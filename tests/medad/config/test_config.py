@@ -116,7 +116,6 @@ def test_there_is_an_example_of_an_inbox() -> None:
     [
         (INBOX + "speed: 3\n", "speed: Extra inputs are not permitted"),
         (INBOX + "unchanged_s: -1\n", "unchanged_s: Input should be greater than or equal to 0"),
-        (INBOX + "liver_labels: []\n", "liver_labels"),
         (INBOX.replace("out: out", "out: in/out"), "neither inside the other"),
         (INBOX.replace("out: out", "out: m"), "`out` must not be the model's folder"),
         (INBOX.replace("*/scan", "scan"), "`scans` must be a pattern with exactly one *"),
@@ -141,7 +140,7 @@ def test_an_inbox_is_a_data_set_whose_file_names_name_no_case(tmp_path: Path) ->
     inbox = load_inbox(path)
     data = inbox.data("/x")
     assert (data.root, data.layout, data.images, data.labels) == ("/x", "folder", "*/scan", "*/liver.nii.gz")
-    assert (data.liver_labels, data.pseudonyms) == ((1,), True)
+    assert (data.liver_labels, data.pseudonyms) == ((), True)
     assert inbox.settings_by_key == {"device": "cpu", "postprocess.threshold": 0.4}
 
 
