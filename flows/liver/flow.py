@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flows.liver import split, steps
-from flows.liver.liver_masks import check_livers, find_liver, find_livers, mask_notes
+from flows.liver.liver_masks import find_liver, find_livers, mask_notes
 from flows.liver.stages import ReadyCase, Stages
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
@@ -194,8 +194,6 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
     if request.dicom:
         stages.dicom_cases = {each.case.id: each.case for each in ready}
     show_warnings(ready)
-    if request.liver_masks:
-        check_livers(stages, [each.case for each in ready], data)
     model = stages.adopt(request.model)
     results = [] if model is None else stages.segment_and_evaluate(ready, model, data)
     return stages.finish(request.out, results, model, (), started, private=True)

@@ -1,4 +1,4 @@
-"""Liver masks of scans that have none, and warnings about masks that the user gave."""
+"""Liver masks of scans that have none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from flows.liver.stages import Stages
 from flows.runs.runner import Runner
 from flows.store.references import Ref
 from medad.config.header import HeaderSettings
-from medad.config.liver import DatasetSettings
 
 if TYPE_CHECKING:
     from medad.cohort.datasets import Case
@@ -81,20 +80,3 @@ def mask_notes(masks: Mapping[str, Ref]) -> list[str]:
         for case_id, mask in masks.items()
         if (facts := mask_facts(mask)) is not None
     ]
-
-
-def check_livers(stages: Stages, cases: list[Case], data: DatasetSettings) -> None:
-    """Check the given masks of cases and note broken rules. They stop nothing."""
-    from medad.cohort.datasets import LabelledScan
-
-    tasks = [
-        (case, stages.runner.submit(case.id, mask_steps.check_liver(LabelledScan.of(case, data)))) for case in cases
-    ]
-    for case, task in tasks:
-        if (ref := task.ref()) is None or not (ref.folder() / "case.json").is_file():
-            continue  # it failed, or this is a dry run
-        facts = json.loads((ref.folder() / "case.json").read_text(encoding="utf-8"))
-        if facts["warnings"]:
-            stages.runner.notes.append(
-                f"{case.id}: the given liver mask looks unusual: {'; '.join(facts['warnings'])}."
-            )

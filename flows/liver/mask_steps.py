@@ -1,4 +1,4 @@
-"""The steps that find the liver of a scan and check a given mask, and functions that create their calls."""
+"""The step that finds the liver of a scan, and the function that creates its calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from flows.store.step import Call, Keyed, Step
 from medad.config.header import HeaderSettings
 
 if TYPE_CHECKING:
-    from medad.cohort.datasets import LabelledScan
     from medad.organ.finder import Finder
 
 LIVER_MASK = Step(
@@ -19,13 +18,6 @@ LIVER_MASK = Step(
     "medad.steps.liver_mask:find_case_liver",
     ("nibabel", "numpy", "pydicom", "SimpleITK", "monai", "safetensors", "scipy", "torch"),
     files=("medad/organ/liver.safetensors",),
-    reads=True,
-)
-CHECK_LIVER = Step(
-    "liver-check",
-    1,
-    "medad.steps.liver_mask:check_case_liver",
-    ("nibabel", "numpy", "pydicom", "SimpleITK", "scipy", "torch"),
     reads=True,
 )
 
@@ -51,8 +43,3 @@ def finder_content(finder: Finder) -> dict[str, Any]:
 
         model = [path_digest(file) for file in model_files(finder.model)]
     return {"method": finder.method, "weights": list(finder.weights), "model": model}
-
-
-def check_liver(case: LabelledScan) -> Call:
-    """Return the call that checks a liver mask given by the user."""
-    return CHECK_LIVER(case=case)

@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from medad.base.boxes import bounding_box
 from medad.base.errors import InputError
 from medad.config.liver import EvaluationSettings
-from medad.evaluation.postprocess import bounding_box, label_components
+from medad.evaluation.postprocess import label_components
 
 METRICS_FILE = "metrics.json"
 SCORES_FILE = "scores.safetensors"
@@ -372,8 +373,7 @@ def _confusion(prediction: Bool[np.ndarray, "*shape"], truth: Bool[np.ndarray, "
 def _lesions_found(
     lesions: Bool[np.ndarray, "X Y Z"], other: Bool[np.ndarray, "X Y Z"], overlap: float
 ) -> tuple[int, int]:
-    """Return the number of lesions, and how many of them are found: at least the share `overlap` of the voxels, and at
-    least one voxel, is inside `other`."""
+    """Return the number of lesions, and how many have a voxel and the share `overlap` of their voxels in `other`."""
     box = bounding_box(lesions)
     if box is None:
         return 0, 0

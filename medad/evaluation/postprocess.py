@@ -15,9 +15,8 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 from skimage.filters import threshold_triangle
 
+from medad.base.boxes import Box, bounding_box
 from medad.config.liver import PostprocessSettings
-
-Box = tuple[slice, slice, slice]
 
 CONNECT_26 = np.ones((3, 3, 3), dtype=bool)
 """Neighbourhood of a voxel: voxels that share a face, an edge or a corner belong to one lesion."""
@@ -43,18 +42,6 @@ class Lesion:
     max_probability: float
     mean_hu: float | None = None
     """Mean HU of its voxels in the scan as it was read, without window or smoothing. None: the HU are not known."""
-
-
-def bounding_box(mask: Bool[np.ndarray, "X Y Z"]) -> Box | None:
-    """Return the smallest box that contains all True voxels. None: the mask is empty."""
-    box = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        occupied = np.flatnonzero(mask.any(axis=others))
-        if not occupied.size:
-            return None
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    return box[0], box[1], box[2]
 
 
 def label_components(mask: Bool[np.ndarray, "X Y Z"]) -> tuple[Int[np.ndarray, "X Y Z"], int]:

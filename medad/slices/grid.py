@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 from numpy import ndarray
 
+from medad.base.boxes import bounding_box
 from medad.config.liver import PreprocessSettings
 
 CHUNK_SLICES = 64
@@ -96,13 +97,14 @@ def slice_grid(
     The square's side is `frame_mm`, or the liver's extent if that is larger.
     """
     plane = SliceGrid((liver.shape[0], liver.shape[1]), liver.shape[2], settings.slice_px)
-    if settings.frame_mm is None or not liver.any():
+    box = bounding_box(liver)
+    if settings.frame_mm is None or box is None:
         return plane
-    corner, box = bounding_box(liver)
-    side = max(round(settings.frame_mm / min(spacing_mm[:2])), *box.shape[:2])
+    sides = [part.stop - part.start for part in box[:2]]
+    side = max(round(settings.frame_mm / min(spacing_mm[:2])), *sides)
     starts, sizes = [], []
     for axis in range(2):
-        start = corner[axis] + (box.shape[axis] - side) // 2
+        start = box[axis].start + (sides[axis] - side) // 2
         stop = min(start + side, liver.shape[axis])
         starts.append(max(start, 0))
         sizes.append(stop - max(start, 0))
@@ -177,16 +179,6 @@ def map_to_volume(values: Float32[ndarray, "N S S"], slices: Slices) -> Float32[
         for plane, z in zip(planes, slices.z[part], strict=True):
             volume[*grid.part, z] = plane[y0 : y0 + grid.shape_xy[1], x0 : x0 + grid.shape_xy[0]].T
     return volume
-
-
-def bounding_box(mask: Bool[ndarray, "X Y Z"]) -> tuple[tuple[int, int, int], Bool[ndarray, "A B C"]]:
-    """Return the lowest corner of the smallest box that contains the mask, and the mask within it."""
-    spans = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if len(spans[0]) == 0:
-        return (0, 0, 0), mask[:0, :0, :0]
-    low = (int(spans[0][0]), int(spans[1][0]), int(spans[2][0]))
-    box = mask[low[0] : spans[0][-1] + 1, low[1] : spans[1][-1] + 1, low[2] : spans[2][-1] + 1]
-    return low, box
 
 
 def empty_volume(grid: SliceGrid, dtype: type[np.generic]) -> ndarray:

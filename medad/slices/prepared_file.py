@@ -13,9 +13,10 @@ from numpy import ndarray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from medad.base.boxes import bounding_box
 from medad.base.errors import InputError
 from medad.ct.io import Geometry
-from medad.slices.grid import SliceGrid, Slices, bounding_box, empty_volume
+from medad.slices.grid import SliceGrid, Slices, empty_volume
 
 PREPARED = "prepared.safetensors"
 """Name of this file in the folder of a prepared case."""
@@ -67,19 +68,19 @@ def save_prepared(
 
     `liver_hu` contains the HU of the mask's voxels in index order.
     """
-    corner, box = bounding_box(liver)
+    box = bounding_box(liver) or (slice(0, 0),) * 3
     metadata = {
         "format": FORMAT,
         "grid": asdict(slices.grid),
         "geometry": geometry.to_json(),
         "grey_per_hu": grey_per_hu,
-        "liver_box": [*corner, *box.shape],
+        "liver_box": [*(part.start for part in box), *(part.stop - part.start for part in box)],
     }
     arrays = {
         "pixels": np.ascontiguousarray(slices.pixels),
         "organ": slices.organ.astype(np.uint8),
         "z": slices.z,
-        "liver_bits": np.packbits(box, axis=None),
+        "liver_bits": np.packbits(liver[box], axis=None),
     }
     if liver_hu is not None:
         arrays[LIVER_HU] = liver_hu

@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float32, Float64
 from numpy import ndarray
 from scipy import ndimage
 
+from medad.base.boxes import bounding_box
 from medad.base.robust import MAD_TO_SD
 from medad.cohort.datasets import LabelledScan
 from medad.config.liver import EvaluationSettings, PostprocessSettings
 from medad.evaluation.metrics import evaluate
-from medad.evaluation.postprocess import bounding_box, postprocess
+from medad.evaluation.postprocess import postprocess
 from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import PREPARED, load_prepared
 from medad.steps.cases import UNNAMED_CASE, read_truth

@@ -24,7 +24,7 @@ from medad.config.liver import (
     InsertSettings,
     PreprocessSettings,
 )
-from medad.ct.checks import check_hu, check_mask, fill_cavities, left_out_values, require_liver
+from medad.ct.checks import fill_cavities, left_out_values, require_liver
 from medad.ct.fingerprint import FINGERPRINT, liver_fingerprint
 from medad.ct.io import (
     Geometry,
@@ -36,7 +36,9 @@ from medad.ct.io import (
     write_hu,
     write_labels,
 )
+from medad.ct.scale import check_hu
 from medad.evaluation.metrics import evaluate
+from medad.organ.checks import check_given
 from medad.organ.exclusion import without
 from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import PREPARED, load_prepared, save_prepared
@@ -68,7 +70,7 @@ def _read_case(case: LabelledScan) -> tuple[Volume, ndarray, Bool[ndarray, "X Y 
         warnings += filled
     check_padding(volume.cleared, liver, case.scan)
     median_hu = check_hu(volume, liver, case.scan)
-    warnings += check_mask(volume, liver, mask)
+    warnings += check_given(volume, liver, mask)
     return volume, labels.values, liver, median_hu, list(dict.fromkeys(warnings))
 
 

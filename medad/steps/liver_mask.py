@@ -1,19 +1,15 @@
-"""Steps that find the liver of a scan without a mask, and that check a mask given by the user."""
+"""The step that finds the liver of a scan without a mask."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from medad.cohort.datasets import LabelledScan
-from medad.ct.checks import require_liver
 from medad.ct.io import AffineFrom, Spacing, read_scan, write_mask
-from medad.organ.checks import check
 from medad.organ.external import model_files
 from medad.organ.finder import Finder, choose_finder, find_liver
-from medad.steps.read_case import read_case_labels, read_case_scan
 
-__all__ = ["CASE", "LIVER", "Finder", "check_case_liver", "choose_finder", "find_case_liver", "model_files"]
+__all__ = ["CASE", "LIVER", "Finder", "choose_finder", "find_case_liver", "model_files"]
 
 LIVER, CASE = "liver.nii.gz", "case.json"
 
@@ -46,20 +42,4 @@ def find_case_liver(
         "liver_ml": round(found.millilitres, 1),
         "notes": [*volume.notes, *found.notes],
     }
-    (out / CASE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-def check_case_liver(case: LabelledScan, out: Path) -> None:
-    """Check the liver mask of a case, and write the broken rules to case.json as `warnings`. None of them is an error.
-
-    Raises
-    ------
-    InputError
-        The scan or the mask cannot be read.
-    """
-    volume = read_case_scan(case)
-    labels, _ = read_case_labels(case, volume.geometry)
-    mask = require_liver(labels, case.liver_labels, case.label or case.scan)
-    checked = check(volume.hu, mask, volume.geometry.canonical_spacing_mm)
-    facts = {"warnings": list(checked.problems)}
     (out / CASE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

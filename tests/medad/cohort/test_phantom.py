@@ -21,7 +21,7 @@ from medad.base.errors import InputError
 from medad.cohort.datasets import find_cases
 from medad.cohort.phantom import LIVER, TUMOUR, generate_phantom, write_btcv_phantoms, write_lits_phantoms
 from medad.config.liver import DatasetSettings, InsertSettings
-from medad.ct import checks, io
+from medad.ct import checks, io, scale
 
 FINE = (0.8, 0.7, 1.0)
 
@@ -141,7 +141,7 @@ def test_phantom_is_an_abdomen(seed: int) -> None:
     centre = np.argwhere(liver).mean(axis=0) / hu.shape
     assert centre[0] < 0.45  # on the patient's right
     volume = io.Volume(hu, io.Geometry((96, 96, 32), affine))
-    assert 80 < checks.check_hu(volume, liver, Path("phantom")) < 130
+    assert 80 < scale.check_hu(volume, liver, Path("phantom")) < 130
     assert hu[0, 0].max() < -900  # air around
     assert hu.max() > 300  # bone
     noise = hu[labels == LIVER] - np.median(hu[liver])
@@ -173,7 +173,7 @@ def test_phantom_data_sets_are_read_as_real_ones(tmp_path: Path) -> None:
             scan = io.read_scan(case.scan)
             labels, warning = io.read_labels_on(scan.geometry, case.label)
             assert warning is None
-            checks.check_hu(scan, checks.require_liver(labels, case.liver_labels, case.label), case.scan)
+            scale.check_hu(scan, checks.require_liver(labels, case.liver_labels, case.label), case.scan)
             assert (labels.values == TUMOUR).any()  # in BTCV this value is the right kidney
     first = (tmp_path / "btcv" / "img" / "img0001.nii.gz").read_bytes()
     write_btcv_phantoms(tmp_path / "again", 1, 7)

@@ -23,7 +23,7 @@ from medad.cohort import samples
 from medad.cohort.datasets import find_cases
 from medad.cohort.phantom import LIVER, generate_phantom
 from medad.config.liver import DatasetSettings
-from medad.ct import checks, io
+from medad.ct import checks, io, scale
 from medad.ct.dicom_write import write_dicom
 from medad.ct.io import Geometry
 
@@ -140,7 +140,7 @@ def check_cases(found: samples.Samples) -> None:
         # read without alignment: exactly the same grid
         assert labels.geometry.shape == scan.geometry.shape
         assert io.align_labels(labels, scan.geometry, case.label)[1] is None
-        checks.check_hu(scan, checks.require_liver(labels, case.liver_labels, case.label), case.scan)
+        scale.check_hu(scan, checks.require_liver(labels, case.liver_labels, case.label), case.scan)
 
 
 def test_fetched_samples_are_laid_out_checked_and_kept(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from medad.base.errors import InputError
 from medad.ct import checks, io
 from medad.ct.io import Geometry, Labels, Volume
+from medad.ct.scale import check_hu
 from tests.medad.ct_series import save_slice
 
 LPS = np.diag([-1.0, -1.0, 2.0, 1.0])
@@ -245,9 +246,9 @@ def plausible(scale: float = 1.0, offset: float = 0.0) -> tuple[Volume, NDArray[
 )
 def test_wrong_rescale_slope(scale: float, offset: float, rule: str) -> None:
     volume, liver = plausible()
-    assert 95 < checks.check_hu(volume, liver, Path("scan.nii.gz")) < 105
+    assert 95 < check_hu(volume, liver, Path("scan.nii.gz")) < 105
     volume, liver = plausible(scale, offset)
-    refused(Path("scan.nii.gz"), f"not plausible HU.*{rule}", lambda path: checks.check_hu(volume, liver, path))
+    refused(Path("scan.nii.gz"), f"not plausible HU.*{rule}", lambda path: check_hu(volume, liver, path))
 
 
 def test_liver_without_any_noise_is_no_ct() -> None:
@@ -256,7 +257,7 @@ def test_liver_without_any_noise_is_no_ct() -> None:
     refused(
         Path("s.nii.gz"),
         "80 % of the liver's values lie within 0 HU",
-        lambda path: checks.check_hu(volume, liver, path),
+        lambda path: check_hu(volume, liver, path),
     )
 
 

@@ -17,7 +17,7 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from medad.base.errors import InputError
-from medad.ct import checks, io
+from medad.ct import checks, io, scale
 from medad.ct.dicom_write import write_dicom
 from medad.ct.geometry import GridMatch, match_grids
 from medad.ct.io import Geometry
@@ -308,4 +308,4 @@ def test_real_scans_as_nibabel_reads_them(real_data: Path) -> None:
         np.testing.assert_array_equal(volume.hu, np.asarray(ras.dataobj)[::-1, ::-1])
         labels, warning = io.read_labels_on(volume.geometry, label)
         assert warning is None
-        assert 20 < checks.check_hu(volume, checks.require_liver(labels, (6,), label), scan) < 150
+        assert 20 < scale.check_hu(volume, checks.require_liver(labels, (6,), label), scan) < 150

@@ -1,4 +1,4 @@
-"""The checks of scans and masks: the right one passes, and every wrong one is refused or named."""
+"""The checks of scans and of the values of masks: the right one passes, every wrong one is refused or named."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medad.base.errors import InputError
-from medad.ct import checks
+from medad.ct import checks, scale
 from medad.ct.geometry import Geometry
 from medad.ct.io import Labels, Volume
 from tests.medad.organ.torso import Torso, make_torso
@@ -30,37 +30,10 @@ def labels(torso: Torso, values: NDArray[np.integer]) -> Labels:
     return Labels(values, torso.geometry)
 
 
-def test_the_right_mask_passes_without_a_word(torso: Torso) -> None:
-    assert checks.check_hu(volume(torso), torso.liver, SCAN) == pytest.approx(105, abs=5)
-    assert checks.check_mask(volume(torso), torso.liver, MASK) == []
+def test_the_right_scale_passes(torso: Torso) -> None:
+    assert scale.check_hu(volume(torso), torso.liver, SCAN) == pytest.approx(105, abs=5)
     clipped = volume(torso, torso.hu.clip(-200, 250))
-    assert checks.check_hu(clipped, torso.liver, SCAN) == pytest.approx(105, abs=5)
-    assert checks.check_mask(clipped, torso.liver, MASK) == []
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_flipped_or_shifted_mask_is_refused(torso: Torso, axis: int) -> None:
-    for wrong in (np.flip(torso.liver, axis), np.roll(torso.liver, 15, axis)):
-        with pytest.raises(InputError, match="not on the liver") as caught:
-            checks.check_mask(volume(torso), wrong, MASK)
-        assert "% of the mask is air, fat or bone" in str(caught.value)
-
-
-def test_a_body_mask_is_refused(torso: Torso) -> None:
-    with pytest.raises(InputError, match="not on the liver"):
-        checks.check_mask(volume(torso), torso.hu > -300, MASK)
-
-
-def test_another_organ_is_named_by_its_volume_or_place(torso: Torso) -> None:
-    spleen = torso.organs["spleen"] & (torso.hu > -50)
-    [warning] = [line for line in checks.check_mask(volume(torso), spleen, MASK) if "left" in line]
-    assert "on the left side of the body" in warning
-    small = torso.liver.copy()
-    middle = int(np.argwhere(torso.liver)[:, 2].mean())
-    small[:, :, : middle - 2] = small[:, :, middle + 2 :] = False
-    assert any("a whole liver 300 to 6000 mL" in line for line in checks.check_mask(volume(torso), small, MASK))
-    part = torso.planes(30, 45)
-    assert [line for line in checks.check_mask(volume(part), part.liver, MASK) if "cut by the field of view" in line]
+    assert scale.check_hu(clipped, torso.liver, SCAN) == pytest.approx(105, abs=5)
 
 
 @pytest.mark.parametrize(
@@ -75,14 +48,14 @@ def test_another_organ_is_named_by_its_volume_or_place(torso: Torso) -> None:
 )
 def test_images_that_are_not_hu_are_refused(torso: Torso, change: object, rule: str) -> None:
     with pytest.raises(InputError, match=rule):
-        checks.check_hu(volume(torso, change(torso.hu)), torso.liver, SCAN)  # type: ignore[operator]
+        scale.check_hu(volume(torso, change(torso.hu)), torso.liver, SCAN)  # type: ignore[operator]
 
 
 def test_a_tiny_scan_says_that_it_is_tiny(torso: Torso) -> None:
     part = tuple(slice(int(index) - 2, int(index) + 2) for index in np.argwhere(torso.liver).mean(0))
     tiny = Volume(torso.hu[part].astype(np.float32), Geometry((4, 4, 4), torso.geometry.affine))
     with pytest.raises(InputError, match="too small: 4 x 4 x 4 voxels"):
-        checks.check_hu(tiny, np.ones((4, 4, 4), np.bool_), SCAN)
+        scale.check_hu(tiny, np.ones((4, 4, 4), np.bool_), SCAN)
 
 
 def test_a_map_with_several_values_needs_a_value_of_liver(torso: Torso) -> None:

@@ -17,8 +17,9 @@ from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 from skimage.filters import threshold_otsu
 
+from medad.base.boxes import bounding_box
 from medad.config.liver import PostprocessSettings
-from medad.evaluation.postprocess import bounding_box, label_lesions, lesion_table, postprocess, resolve_threshold
+from medad.evaluation.postprocess import label_lesions, lesion_table, postprocess, resolve_threshold
 from tests.flood import flood_fill
 
 Array = np.ndarray[Any, Any]
