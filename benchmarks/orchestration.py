@@ -13,8 +13,8 @@ g  the idle time of the CPU's slot between two device steps of one run, with a r
 h  a training beside short steps, compared with the same work one after another.
 i  a watched inbox without new scans: CPU time of a day, and rows in the database. It takes 17 minutes.
 
-All data is generated and removed again. The demo's samples are downloaded or generated first; this is not timed. The
-command's database exists before, as in every use except the first.
+All data is generated and removed again. The demo's samples and weights are downloaded or generated first; this is not
+timed. The command's database exists before, as in every use except the first.
 """
 
 from __future__ import annotations

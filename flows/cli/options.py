@@ -97,15 +97,7 @@ def _run_under_prefect(flow: RunnableFlow[...], **parameters: Any) -> Outcome:
     server = check_prefect()
     if server.status == "fail":
         raise ConfigError(f"Prefect: {server.found}; {server.advice}")
-    try:
-        return flow.run(**parameters)
-    except RuntimeError as error:
-        if "ephemeral Prefect API server" not in str(error):
-            raise
-        raise ConfigError(
-            "Prefect: its temporary server did not answer in time; try again when the machine is less busy, raise"
-            " PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, or start a server with `adflows serve`"
-        ) from error
+    return flow.run(**parameters)
 
 
 def outcome_as_json(outcome: Outcome) -> dict[str, Any]:

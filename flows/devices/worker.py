@@ -23,8 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.devices.slots import Device
+from flows.machine.environment import collect_rarely
 from flows.privacy.log_filter import learn_call
 from flows.store.step import Call, Place
+
+collect_rarely()  # in the fork server too, which loads this module first and torch last
 
 TRAINING_NICE = 5
 """Added niceness of a training on the CPU, which takes hours and may share the cores with a step that takes seconds."""

@@ -16,7 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from flows.machine.environment import LIBRARY_DEFAULTS, LOCAL_HOSTS, PREFECT_DEFAULTS, prefect_home, prepare_numpy
+from flows.machine.environment import (
+    LIBRARY_DEFAULTS,
+    LOCAL_HOSTS,
+    PREFECT_DEFAULTS,
+    collect_rarely,
+    prefect_home,
+    prepare_numpy,
+)
 from flows.machine.locks import try_lock
 from medad.base.errors import ConfigError
 
@@ -149,6 +156,7 @@ def prepare_prefect(*, verbose: bool = False) -> None:
     ConfigError
         The secret of that server cannot be used.
     """
+    collect_rarely()
     prepare_numpy()
     use_running_server()
     for name, value in (PREFECT_DEFAULTS | LIBRARY_DEFAULTS).items():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 from flows.runs.outcome import Outcome
 from flows.runs.plan import PlanRunner
 from flows.runs.runner import LocalRunner, use_runner
-from flows.runs.temporary_server import use_watching_server
+from flows.runs.temporary_server import use_temporary_server
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -44,7 +44,7 @@ class RunnableFlow(Generic[P]):
 
     def run(self, *args: P.args, **kwargs: P.kwargs) -> Outcome:
         """Run as a Prefect flow."""
-        use_watching_server()
+        use_temporary_server()
         bound = inspect.signature(self.body).bind(*args, **kwargs).arguments
         flow: Callable[..., State[Any]] = self.prefect
         outcome = flow(**bound, return_state=True).result(raise_on_failure=False)

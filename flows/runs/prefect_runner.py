@@ -45,6 +45,7 @@ from flows.runs.runner import (
     show_end,
     to_case_failure,
 )
+from flows.runs.temporary_server import temporary_url
 from flows.store.artifacts import BuildRecord
 from flows.store.references import Ref
 from flows.store.step import Call
@@ -140,7 +141,8 @@ class PrefectRunner(Runner):
         context = FlowRunContext.get()
         if context is not None and isinstance(context.task_runner, EngineTaskRunner):
             if self.machine.engine != "threads" and self.machine.engine_address is not None:
-                self._needs = RunNeeds.of_run(self.lock, PREFECT_API_URL.value())
+                url = PREFECT_API_URL.value()
+                self._needs = RunNeeds.of_run(self.lock, None if url == temporary_url() else url)
             context.task_runner.use(self.machine, self._needs)
             if context.task_runner.in_this_process:
                 workers = self.machine.engine_workers or worker_count()

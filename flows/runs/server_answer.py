@@ -10,6 +10,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.machine.stopping import StoppedError, stopping
 from flows.machine.terminal import terminal
+from flows.runs.temporary_server import temporary_url
 
 POLL_S = 5.0
 LIMIT_S = 24 * 3600.0
@@ -17,14 +18,14 @@ LIMIT_S = 24 * 3600.0
 
 
 def wait_for_server() -> None:
-    """Wait until the server of PREFECT_API_URL answers. Without that variable, this does nothing.
+    """Wait until the server of PREFECT_API_URL answers. A temporary server that has ended does not return.
 
     Raises
     ------
     StoppedError
         The flow was cancelled or interrupted.
     """
-    if not PREFECT_API_URL.value():
+    if PREFECT_API_URL.value() in {None, temporary_url()}:
         return
     end, said = time.monotonic() + LIMIT_S, False
     while not _answers() and time.monotonic() < end:

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import yaml
 
-from flows.machine.environment import product_folder
+from flows.machine.environment import collect_rarely, product_folder
 from flows.machine.terminal import terminal
 
 FILES_VARIABLE = "ADFLOWS_DEPLOYMENTS"
@@ -89,6 +89,7 @@ def relay_output() -> Callable[[], None]:
 
 def main() -> None:
     """Run the flow run $PREFECT__FLOW_RUN_ID."""
+    collect_rarely()
     flush = relay_output()
     try:
         _run(UUID(os.environ["PREFECT__FLOW_RUN_ID"]))

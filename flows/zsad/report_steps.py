@@ -18,9 +18,13 @@ from zsad.steps.results import AblationResult, CategoryResult, SystemResult
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
 _STYLE = (*PAGE, "zsad/reports/report_style.html", "zsad/reports/report_end.html")
 _RUN_PAGE = (*_STYLE, "zsad/reports/run/report_template.html")
-REPORT = Step("zsad-report", 1, "zsad.reports.run.report:write_report", _DRAWING, files=_RUN_PAGE)
-MAPS = Step("zsad-maps", 1, "zsad.reports.run.outputs:write_score_outputs", (*_DRAWING, "torch"), files=_RUN_PAGE)
-CATEGORY_MAPS = Step("zsad-category-maps", 1, "zsad.reports.run.maps:write_category_maps", (*_DRAWING, "torch"))
+REPORT = Step("zsad-report", 1, "zsad.reports.run.report:write_report", _DRAWING, files=_RUN_PAGE, reads=True)
+MAPS = Step(
+    "zsad-maps", 1, "zsad.reports.run.outputs:write_score_outputs", (*_DRAWING, "torch"), files=_RUN_PAGE, reads=True
+)
+CATEGORY_MAPS = Step(
+    "zsad-category-maps", 1, "zsad.reports.run.maps:write_category_maps", (*_DRAWING, "torch"), reads=True
+)
 COMPARE_REPORT = Step(
     "zsad-compare",
     1,

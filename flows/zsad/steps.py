@@ -70,7 +70,9 @@ FUSE = Step(
     ("numpy", "safetensors"),
     not_in_key=frozenset({"settings.batch_size"}),
 )
-EVALUATE = Step("zsad-evaluate", 1, "zsad.steps.evaluate:evaluate_category", ("numpy", "pillow", "scipy", "torch"))
+EVALUATE = Step(
+    "zsad-evaluate", 1, "zsad.steps.evaluate:evaluate_category", ("numpy", "pillow", "scipy", "torch"), reads=True
+)
 SYSTEM = Step(
     "zsad-system",
     1,

@@ -104,13 +104,13 @@ def write_report(
     ordered = sorted(results, key=lambda result: natural_order(result.case_id))
     # a page with 130 cases of three rows each must have only a few megabytes
     panel_px, quality = (224, 85) if len(ordered) <= 12 else (176, 80) if len(ordered) <= 40 else (128, 60)
-    cases, evaluations, pictured = [], [], []
+    cases, evaluations, uris = [], [], []
     for result in ordered:
         evaluation = None if result.evaluated is None else CaseEvaluation.load(result.evaluated)
         rows = _picture_rows(result, panel_px)
         cases.append(read_case(result, evaluation, [row.shown for row in rows]))
         evaluations.extend([evaluation] if evaluation else [])
-        pictured.append(rows)
+        uris.append([jpeg_uri(row.picture, quality) for row in rows])
     inserted = settings.test_data.insert is not None or any(case.inserted for case in cases)
     tag = INSERTED_GENERATED if PHANTOM_NOTE in notes else INSERTED_REAL
     document = ReportDocument(
@@ -135,9 +135,9 @@ def write_report(
         versions={name: hide_paths(versions[name]) for name in sorted(versions)},
     )
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
-    uris = [[jpeg_uri(row.picture, quality) for row in rows] for rows in pictured]
     write_bytes(out / "report.html", render_html(document, uris, pictures.row_width_px(panel_px)).encode())
-    _write_preview(out / "preview.png", cases, pictured, tag)
+    if (number := _median_case(cases)) is not None:
+        _write_preview(out / "preview.png", cases[number], _picture_rows(ordered[number], panel_px), tag)
 
 
 def _with_curve(*folders: Path | None) -> list[Path]:
@@ -242,17 +242,16 @@ def _curve_title(curve: Curve) -> str:
     return f"{names.get(curve.phase, curve.phase)}, {curve.epochs} epoch{'' if curve.epochs == 1 else 's'}"
 
 
-def _write_preview(
-    path: Path, cases: Sequence[CaseReport], pictured: Sequence[Sequence[_PictureRow]], tag: str
-) -> None:
-    """Write a picture of the case with the median 3-D Dice. Without ground truth it is the first case."""
-    drawable = [(case, rows) for case, rows in zip(cases, pictured, strict=True) if rows]
-    if not drawable:
-        return
-    measured = sorted(
-        ((case.metrics.dice_3d, number) for number, (case, _) in enumerate(drawable) if case.metrics), reverse=True
-    )
-    case, rows = drawable[measured[len(measured) // 2][1] if measured else 0]
+def _median_case(cases: Sequence[CaseReport]) -> int | None:
+    """Return the number of the case with the median 3-D Dice, without ground truth of the first case. None: no case."""
+    drawable = [number for number, case in enumerate(cases) if case.shown_slices]
+    measured = [(metrics.dice_3d, number) for number in drawable if (metrics := cases[number].metrics)]
+    measured.sort(reverse=True)
+    return measured[len(measured) // 2][1] if measured else next(iter(drawable), None)
+
+
+def _write_preview(path: Path, case: CaseReport, rows: Sequence[_PictureRow], tag: str) -> None:
+    """Write the pictures of a case as one picture with headings and captions."""
     kind = f" ({tag})" if case.inserted else ""
     picture = pictures.stack_rows(
         [(f"{case.case_id}: {slice_caption(row.shown)}{kind}", row.picture) for row in rows],

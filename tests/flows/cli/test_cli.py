@@ -309,42 +309,6 @@ def test_a_dead_server_is_one_line(prefect_cli: Cli, empty_config: Path) -> None
     assert "PREFECT_API_URL" in line
 
 
-@pytest.mark.usefixtures("cache")
-def test_a_temporary_server_that_is_late_is_one_line(
-    prefect_cli: Cli, empty_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Let Prefect start a process that never answers."""
-    from prefect.server.api.server import SubprocessASGIServer
-    from prefect.settings import (
-        PREFECT_API_URL,
-        PREFECT_HOME,
-        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
-        temporary_settings,
-    )
-
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(_: SubprocessASGIServer) -> subprocess.Popen[bytes]:
-        started.append(subprocess.Popen(["sleep", "60"]))
-        return started[-1]
-
-    monkeypatch.setattr("flows.runs.flow.use_watching_server", lambda: None)  # it starts another program
-    monkeypatch.setattr(SubprocessASGIServer, "_run_uvicorn_command", start)
-    monkeypatch.setattr(SubprocessASGIServer, "_instances", {})
-    late = {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 1, PREFECT_HOME: tmp_path / "prefect"}
-    try:
-        with temporary_settings(late, restore_defaults={PREFECT_API_URL}):
-            ran = prefect_cli("liver", "prepare", empty_config)
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    assert started
-    assert ran.code == 2
-    [line] = ran.err.strip().splitlines()
-    assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS" in line
-
-
 def test_doctor_as_json_names_every_check(
     cli: Cli, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

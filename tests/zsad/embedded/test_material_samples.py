@@ -15,8 +15,9 @@ from zsad.config.run import ImagesSettings
 from zsad.data.datasets import find_categories
 from zsad.data.images import read_image
 from zsad.data.masks import read_mask
-from zsad.embedded import samples
-from zsad.embedded.samples import SIDE_PX, WINDOW_PX, ensure_samples
+from zsad.embedded import materials, samples
+from zsad.embedded.materials import SIDE_PX, WINDOW_PX
+from zsad.embedded.samples import ensure_samples
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_an_incomplete_folder_is_made_again(tmp_path: Path, monkeypatch: pytest.
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(samples, "_write", dies)
+        patched.setattr(materials, "_write", dies)
         with pytest.raises(RuntimeError):
             ensure_samples(tmp_path, lambda _: None)
     assert not (tmp_path / samples.MATERIALS).exists()
