@@ -245,7 +245,9 @@ class Pass:
             copies=tuple(copies),
             manifest=lambda: liver_folder.manifest(used[-1:], model) | {IN_MANIFEST: entry},
             seconds=sum(record.seconds for record in case_runner.records if record.case_id == scan.id),
-            write_more=lambda folder: self._write_dicom(folder, case, result, report.folder() / "preview.png"),
+            write_more=lambda folder: entry.update(
+                self._write_dicom(folder, case, result, report.folder() / "preview.png")
+            ),
         )
         try:
             publish_run_folder(run, case_runner)
@@ -260,9 +262,13 @@ class Pass:
         else:
             self.done.append(row)
 
-    def _write_dicom(self, folder: Path, case: Case, result: CaseResult[Ref], preview: Path) -> None:
-        if self.inbox.settings.dicom:
-            write_case(self.stages.runner, case, result, folder / DICOM_FOLDER, preview if preview.is_file() else None)
+    def _write_dicom(self, folder: Path, case: Case, result: CaseResult[Ref], preview: Path) -> dict[str, str]:
+        """Write the DICOM results if the inbox has them. Return entries of the manifest: why there are none."""
+        if not self.inbox.settings.dicom:
+            return {}
+        data, picture = self.inbox.liver.test_data, preview if preview.is_file() else None
+        rule = write_case(self.stages.runner, case, result, data, folder / DICOM_FOLDER, picture)
+        return {"rule": rule} if rule else {}
 
     def _note_failure(self, scan: NewScan, rows: Mapping[str, Row]) -> None:
         """Record why a case failed, unless the machine was the cause or the file changed or disappeared."""

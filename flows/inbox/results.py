@@ -258,6 +258,7 @@ def _row_of_result(case_id: str, record: Path, stamp: int) -> Row:
         liver_mask=mask["method"],
         sureness=mask["sureness"],
         seconds=manifest["seconds"],
+        rule=ours.get("rule", ""),
         report=f"{case_id}/report.html",
         content=ours["content"],
         record_ns=stamp,

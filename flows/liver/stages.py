@@ -380,7 +380,8 @@ class Stages:
         for result in results:
             if (case := self.dicom_cases.get(result.case_id)) is not None:
                 name = self.names.get(result.case_id, result.case_id)
-                dicom_results.write_case(self.runner, case, result, folder / dicom_results.FOLDER / name)
+                out = folder / dicom_results.FOLDER / name
+                dicom_results.write_case(self.runner, case, result, self.settings.test_data, out)
 
     def _written(self, out: Path, result: CaseResult[Ref]) -> dict[str, Any]:
         """Return a case's figures and the paths of its files, for the command's JSON."""

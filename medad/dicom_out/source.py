@@ -1,13 +1,14 @@
 """The headers of a segmented DICOM series: to whose study results belong, and on which frames they lie.
 
-Patient and study are copied from here into DICOM results only. No message shows the content of a tag.
+Patient and study are copied from here into DICOM results only. No message shows the content of a tag. A value that
+DICOM does not allow is empty in the results, where the standard allows that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.valuerep import DSfloat
+from pydicom.multival import MultiValue
+from pydicom.valuerep import DA, TM, DSfloat
 
 from medad.base.errors import InputError
 from medad.ct.dicom import POSITION_TOLERANCE
@@ -29,6 +31,13 @@ _TYPE_2 = (
     "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
 """Attributes that results must have and that may be empty."""
+_DATES_AND_TIMES: dict[str, Callable[[str], object]] = {
+    "PatientBirthDate": DA,
+    "StudyDate": DA,
+    "StudyTime": TM,
+}
+"""Attributes with the types that check their values."""
+_UTF_8 = "ISO_IR 192"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +50,8 @@ class SourceSeries:
     """Number of the frame of each plane, from 0. It counts headers, or the frames of a multi-frame file."""
     geometry: Geometry
     """Grid with the axes column, row, plane."""
+    emptied: tuple[str, ...] = ()
+    """Names of attributes whose values were not allowed."""
 
     @property
     def first(self) -> Dataset:
@@ -71,7 +82,8 @@ def source_headers(scan: Path) -> list[Dataset]:
 
 def source_series(scan: Path) -> SourceSeries:
     """Read and order the headers of a scan. Raises InputError if it is not DICOM or lacks an attribute."""
-    headers = [_complete(header, scan) for header in source_headers(scan)]
+    emptied: set[str] = set()
+    headers = [_complete(header, scan, emptied) for header in source_headers(scan)]
     many = "PerFrameFunctionalGroupsSequence" in headers[0]
     if many and len(headers) > 1:
         raise InputError(scan, "several multi-frame files; DICOM results belong to one")
@@ -96,12 +108,16 @@ def source_series(scan: Path) -> SourceSeries:
     except (AttributeError, IndexError, TypeError, ValueError):
         raise InputError(scan, "position, orientation or pixel spacing of the DICOM series is missing") from None
     check_affine(affine, scan)
-    for each in measures:  # may be 0 or negative, and is copied into the segmentation
-        each.SpacingBetweenSlices = DSfloat(float(np.linalg.norm(affine[:3, 2])), auto_format=True)
+    step_mm = DSfloat(float(np.linalg.norm(affine[:3, 2])), auto_format=True)
+    for each in measures:  # both are copied into the segmentation
+        each.SpacingBetweenSlices = step_mm  # may be 0 or negative
+        if not _is_positive(each.get("SliceThickness")):
+            each.SliceThickness = step_mm
     geometry = Geometry((int(first.Columns), int(first.Rows), len(order)), affine)
     if many:
-        return SourceSeries(headers, order, geometry)
-    return SourceSeries([headers[index] for index in order], list(range(len(order))), geometry)
+        return SourceSeries(headers, order, geometry, tuple(sorted(emptied)))
+    ordered = [headers[index] for index in order]
+    return SourceSeries(ordered, list(range(len(order))), geometry, tuple(sorted(emptied)))
 
 
 def uid_of(*content: str | bytes) -> str:
@@ -140,18 +156,42 @@ def _decimals(values: NDArray[np.float64]) -> list[DSfloat]:
     return [DSfloat(float(value), auto_format=True) for value in values]
 
 
-def _complete(header: Dataset, scan: Path) -> Dataset:
-    """Add the attributes that results must have and that may be empty."""
+def _is_positive(value: object) -> bool:
+    try:
+        return float(value) > 0  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+
+
+def _complete(header: Dataset, scan: Path, emptied: set[str]) -> Dataset:
+    """Add the attributes that results must have and that may be empty, and empty those with values not allowed."""
     if missing := [keyword for keyword in _REQUIRED if not header.get(keyword)]:
         raise InputError(scan, f"{missing[0]} is missing, so DICOM results cannot refer to this series")
+    header.decode()  # an unknown character set is read as Latin letters
+    header.SpecificCharacterSet = _UTF_8
     for keyword in _TYPE_2:
-        if header.get(keyword) is None:
+        value = header.get(keyword)
+        if value is None:
             setattr(header, keyword, "")
-    if header.PatientSex not in ("M", "F", "O"):
-        header.PatientSex = ""
+        elif not _is_allowed(keyword, value):
+            setattr(header, keyword, "")
+            emptied.add(keyword)
     if not header.get("FrameOfReferenceUID"):
         header.FrameOfReferenceUID = uid_of("frame of reference", str(header.SeriesInstanceUID))
     return header
+
+
+def _is_allowed(keyword: str, value: object) -> bool:
+    """Return whether results may have this value of an attribute that may be empty."""
+    if isinstance(value, MultiValue):
+        return False
+    if keyword == "PatientSex":
+        return value in ("", "M", "F", "O")
+    try:
+        _DATES_AND_TIMES.get(keyword, str)(str(value).strip())
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def _grid(

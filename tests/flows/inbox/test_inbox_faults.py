@@ -208,3 +208,16 @@ def test_a_pass_killed_anywhere_is_made_good(box: Box) -> None:
         assert ran.answer["computed"] == left
     assert set(made(box).values()) == {1}
     assert box.run().answer["computed"] == 0
+
+
+def test_a_case_without_dicom_results_is_done_and_the_overview_says_why(box: Box) -> None:
+    box.configure(dicom=True)
+    box.drop("a", 0)
+    [case_id] = box.segmented()
+    assert not (box.out / case_id / "dicom").exists()
+    [row] = box.overview()["cases"]
+    assert (row["status"], row["rule"]) == (
+        "done",
+        "no DICOM results, because the scan is not DICOM and has no study",
+    )
+    assert box.segmented() == []

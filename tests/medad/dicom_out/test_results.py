@@ -16,6 +16,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from pydicom.dataelem import RawDataElement
 
 from medad.base.errors import InputError
 from medad.ct.io import read_scan, write_mask
@@ -275,3 +276,95 @@ def test_dciodvfy_finds_no_error(tmp_path: Path) -> None:
         ran = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, encoding="utf-8", check=False)
         errors = [line for line in (ran.stdout + ran.stderr).splitlines() if line.startswith("Error")]
         assert not errors, errors
+
+
+def with_raw_value(scan: Path, folder: Path, keyword: str, value: bytes | None) -> Path:
+    """Copy a series with this value in each header, as bytes that pydicom does not check. None: without the tag."""
+    folder.mkdir()
+    for file in scan.iterdir():
+        data = pydicom.dcmread(file)
+        tag = pydicom.tag.Tag(keyword)
+        if keyword in data:
+            del data[tag]
+        if value is not None:
+            vr = pydicom.datadict.dictionary_VR(tag)
+            data._dict[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True, True)
+        data.save_as(folder / file.name)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("keyword", "value", "kept"),
+    [
+        ("StudyDate", b"2024-01-01", None),
+        ("StudyDate", b"20241399", None),
+        ("StudyTime", b"25:61:00", None),
+        ("PatientBirthDate", b"00000000", None),
+        ("PatientBirthDate", b"unknown ", None),
+        ("PatientSex", b"female", None),
+        ("PatientName", b"A^B\\C^D ", None),
+        ("PatientName", b"M\xfcller^Eva ", "M\u00fcller^Eva"),
+        ("PatientID", b"P" * 90, "P" * 90),
+        ("AccessionNumber", b"12345678901234567890", "12345678901234567890"),
+        ("SpecificCharacterSet", b"ISO_IR 999", "ISO_IR 192"),
+        ("SpecificCharacterSet", b"ISO 2022 IR 87", "ISO_IR 192"),
+        ("SpecificCharacterSet", b"\\ISO 2022 IR 87", "ISO_IR 192"),
+        ("StudyDate", None, None),
+        ("PatientName", None, None),
+        ("StudyID", None, None),
+        ("SpecificCharacterSet", None, "ISO_IR 192"),
+    ],
+)
+def test_a_header_that_is_not_allowed_costs_no_result(
+    keyword: str, value: bytes | None, kept: str | None, tmp_path: Path
+) -> None:
+    good = write_series(tmp_path / "good", *ORIENTATIONS["axial"])
+    if keyword == "PatientName" and kept:
+        good = with_raw_value(good, tmp_path / "latin", "SpecificCharacterSet", b"ISO_IR 100")
+    scan = with_raw_value(good, tmp_path / "scan", keyword, value)
+    case = write_case(scan, tmp_path / "case", *masks())
+    said: list[str] = []
+    paths = write_dicom_results(scan, case, tmp_path, made=MADE, say=said.append)
+    assert [path.name for path in paths] == ["seg.dcm", "sr.dcm", "report.dcm"]
+    for path in paths:
+        assert (str(pydicom.dcmread(path).get(keyword) or "") or None) == kept
+    emptied = kept is None and value is not None
+    assert said == [f"not valid in the scan, and empty in the DICOM results: {keyword}"] * emptied
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", [b"abc ", b"0 ", b"-2.5", None])
+def test_a_thickness_that_is_none_becomes_the_distance_of_planes(value: bytes | None, tmp_path: Path) -> None:
+    good = write_series(tmp_path / "good", *ORIENTATIONS["axial"])
+    scan = with_raw_value(good, tmp_path / "scan", "SliceThickness", value)
+    seg, *_ = write_dicom_results(scan, write_case(scan, tmp_path / "case", *masks()), tmp_path, made=MADE)
+    shared = pydicom.dcmread(seg).SharedFunctionalGroupsSequence[0]
+    assert shared.PixelMeasuresSequence[0].SliceThickness == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("error", [ValueError("Mustermann^Max"), AttributeError("Mustermann"), KeyError("Mustermann")])
+def test_what_cannot_be_made_is_one_line_and_leaves_no_file(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    scan = write_series(tmp_path / "scan", *ORIENTATIONS["axial"])
+    case = write_case(scan, tmp_path / "case", *masks())
+    monkeypatch.setattr("medad.dicom_out.results.make_document", fails)
+    with pytest.raises(InputError, match=rf"headers break a rule of DICOM \({type(error).__name__}\)") as caught:
+        write_dicom_results(scan, case, tmp_path, made=MADE)
+    assert "Mustermann" not in str(caught.value)
+    assert list(tmp_path.glob("*.dcm")) == []
+
+
+def test_cavities_of_the_liver_are_liver(tmp_path: Path) -> None:
+    scan = write_series(tmp_path / "scan", *ORIENTATIONS["axial"])
+    lesions, liver = masks()
+    hollow = liver.copy()
+    hollow[3, 5, 6] = False
+    seg, *_ = write_dicom_results(scan, write_case(scan, tmp_path / "case", lesions, hollow), tmp_path, made=MADE)
+    positions = [np.array(each.ImagePositionPatient, float) for each in source_series(scan).headers]
+    found = read_segments(seg, positions[0], np.array([0.0, 0.0, 1.0]))
+    np.testing.assert_array_equal(found[1], liver & ~lesions)
