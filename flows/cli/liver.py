@@ -12,6 +12,7 @@ from flows.cli import inbox as cli_inbox
 from flows.cli import liver_mask, liver_step, studies
 from flows.cli.copies import copy_pictures
 from flows.cli.header_options import AffineFrom, AffineMismatch, SpacingMm, header_settings
+from flows.cli.listen import listen
 from flows.cli.liver_options import (
     Base,
     Config,
@@ -353,6 +354,7 @@ app.command(
 app.command(name="series", epilog=example("adflows liver series /media/cd"))(series)
 app.command(name="mask", epilog=example("adflows liver mask scan.nii.gz -o liver.nii.gz"))(liver_mask.mask)
 app.command(name="inbox", epilog=example("adflows liver inbox inbox.yaml --watch 60"))(cli_inbox.inbox)
+app.command(name="listen", epilog=example("adflows liver listen inbox.yaml"))(listen)
 app.command(name="ablate", epilog=example("adflows liver ablate ablation_hu --train data/btcv --test data/lits"))(
     studies.ablate
 )

@@ -12,6 +12,7 @@ from medad.base.private import DataRoot, PrivatePattern
 from medad.base.settings import RunName, load_settings
 from medad.config.header import HeaderSettings
 from medad.config.liver import DatasetSettings, LiverChanges, flatten_keys
+from medad.config.node import ListenSettings, SendSettings
 from medad.config.packaged import DEFAULT_MODEL, model_folder
 from medad.config.series import SeriesSettings
 
@@ -51,6 +52,10 @@ class InboxSettings(HeaderSettings):
     fails."""
     dicom: bool = False
     """Writing of DICOM results (SEG, SR, PDF) into `dicom/` of each case. They have the patient's identifiers."""
+    listen: ListenSettings | None = None
+    """Storage node that receives scans into the inbox: `adflows liver listen`. None: there is none."""
+    send: SendSettings | None = None
+    """Node that gets the DICOM results, from `adflows liver listen`. None: they stay in the result folder."""
     settings: LiverChanges = Field(default_factory=dict)
     """Changes of the model's settings by dotted key, such as `postprocess.threshold` or `gpus`."""
 
@@ -68,6 +73,10 @@ class InboxSettings(HeaderSettings):
             raise ValueError("`liver_labels` are values of the masks of `livers`, which is missing")
         if self.livers is not None and self.liver_model is not None:
             raise ValueError("`liver_model` finds livers only without `livers`; remove one of them")
+        if self.listen is not None and self.scans != "*":
+            raise ValueError("`listen` writes each series into a folder of its own, so `scans` must be '*'")
+        if self.send is not None and not self.dicom:
+            raise ValueError("`send` sends DICOM results; set `dicom: true`")
         inbox, out, model = (folder.resolve() for folder in (self.inbox_folder, self.out_folder, self.model_folder))
         if inbox == out or inbox in out.parents or out in inbox.parents:
             raise ValueError("`inbox` and `out` must be two folders, neither inside the other")

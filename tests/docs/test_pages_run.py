@@ -49,6 +49,8 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("docs/how-to/compare.md", "pip install --constraint constraints.txt 'adflows[segmentation]'"): "takes the network",
     ("docs/how-to/inbox.md", "adflows liver inbox inbox.yaml --watch 60"): "runs until Ctrl-C",
     ("docs/how-to/inbox.md", "adflows deploy"): "needs a server",
+    ("docs/how-to/storage-node.md", "pip install --constraint constraints.txt 'adflows[listen]'"): "takes the network",
+    ("docs/how-to/storage-node.md", "adflows liver listen node.yaml"): "runs until Ctrl-C",
     ("docs/how-to/privacy.md", "sudo -u adflows adflows ids add scan.nii.gz --liver liver.nii.gz"): "needs an account",
     (
         "docs/how-to/single-step.md",

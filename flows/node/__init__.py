@@ -1,0 +1,1 @@
+"""The DICOM node of an inbox: it receives scans, and sends results back."""
