@@ -105,7 +105,7 @@ def _detached_data_file(text: str, path: Path) -> str | None:
         raise InputError(path, "the header names no ElementDataFile")
     if name is None or name.upper() == "LOCAL":
         return None
-    if name.upper().startswith("LIST") or "%" in name or Path(name).name != name:
+    if name.upper().startswith("LIST") or "%" in name or "\0" in name or Path(name).name != name:
         raise InputError(path, "the voxels must be in one file in the header's folder")
     return name
 
@@ -119,9 +119,7 @@ def check_files(path: Path) -> None:
     if _field(text, "space directions" if nrrd else "ElementSpacing") is None:
         raise InputError(path, f"no affine: the header has no {'space directions' if nrrd else 'ElementSpacing'}")
     if not nrrd:
-        spacing = [float(word) for word in re.findall(r"[-+.\deE]+|nan|inf", _field(text, "ElementSpacing") or "")]
-        if not all(np.isfinite(value) and value > 0 for value in spacing):
-            raise InputError(path, f"voxel size must be above 0 mm along every axis, found {spacing}")
+        _check_spacing((_field(text, "ElementSpacing") or "").split(), path)
     name = _detached_data_file(text, path)
     data = path if name is None else path.parent / name
     if not data.is_file():
@@ -132,6 +130,15 @@ def check_files(path: Path) -> None:
         compressed = (_field(text, "CompressedData") or "").lower() == "true"
     if compressed:
         _check_stream(data, len(text) if name is None else 0, path)
+
+
+def _check_spacing(words: list[str], path: Path) -> None:
+    try:
+        spacing = [float(word) for word in words]
+    except ValueError:
+        raise InputError(path, "voxel size is not numbers (ElementSpacing)") from None
+    if not all(np.isfinite(value) and value > 0 for value in spacing):
+        raise InputError(path, f"voxel size must be above 0 mm along every axis, found {spacing}")
 
 
 def _check_stream(data: Path, offset: int, path: Path) -> None:

@@ -289,7 +289,9 @@ def test_itk_files(tmp_path: Path) -> None:
     [
         ("scan.mha", b"ElementSpacing = 1 1 1", b"ElementSpacing = 1 0 1", "voxel size"),
         ("scan.mha", b"ElementSpacing = 1 1 1", b"ElementSpacing = 1 1 -2", "voxel size"),
+        ("scan.mha", b"ElementSpacing = 1 1 1", b"ElementSpacing = 1 1e 1", "voxel size is not numbers"),
         ("scan.mha", b"ElementSpacing = 1 1 1\n", b"", "no affine"),
+        ("scan.mha", b"ElementDataFile = LOCAL", b"ElementDataFile = LO\x00AL", "must be in one file"),
         ("scan.mha", b"ElementDataFile = LOCAL", b"ElementDataFile = ../../other.raw", "in the header's folder"),
         ("scan.mha", b"1 0 0 0 1 0 0 0 1", b"1 0.2 0 0 1 0 0 0 1", "sheared|header"),
         ("scan.nrrd", b"space directions: (1,0,0) (0,1,0) (0,0,1)\n", b"", "no affine"),
