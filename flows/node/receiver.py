@@ -169,7 +169,7 @@ class _Receiver:
         try:
             self.folders.store(study, series, instance, content, event.assoc)
         except NoSpaceError:
-            self.say(f"{_address(event)}: a slice was refused, because there is no space for more series")
+            self.say(f"{_address(event)}: a slice was refused for lack of space")
             return OUT_OF_RESOURCES
         except (OSError, DiskFullError) as error:
             self.say(f"{_address(event)}: a slice was refused, because it cannot be written ({type(error).__name__})")

@@ -4,7 +4,7 @@
     INBOX/dicom-PSEUDONYM/SLICE.dcm              the complete series
 
 Names are digests of UIDs, keyed with this machine's secret. So a slice that is sent again has the same name, and no
-name tells whose scan it is. A slice is on the disk before its sender is told so. After a kill nothing is lost: folders
+name tells whose scan it is. A slice is on the disk before it is confirmed. After a kill nothing is lost: folders
 that were arriving are taken up, and half-written files are removed, which their sender sends again.
 """
 
@@ -89,7 +89,7 @@ class SeriesFolders:
         Raises
         ------
         NoSpaceError
-            There is no space for it.
+            The space is used up.
         OSError, DiskFullError
             It cannot be written.
         """

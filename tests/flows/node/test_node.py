@@ -168,7 +168,7 @@ def test_a_slice_without_space_is_refused_and_taken_later(series: list[Path], tm
     said: list[str] = []
     with node(tmp_path / "inbox", said, max_waiting_gb=2.5 * size / 1e9) as (port, folders):
         assert send(port, series[:3]) == [0, 0, OUT_OF_RESOURCES]
-        assert said == ["127.0.0.1: a slice was refused, because there is no space for more series"]
+        assert said == ["127.0.0.1: a slice was refused for lack of space"]
         wait_for(folders.deliver)
         assert send(port, series[2:3]) == [0]
 
