@@ -257,8 +257,7 @@ class Header:
 
     def raw(self, tag: int) -> bytes:
         """Return the bytes of an element, or none if it is missing."""
-        item = self.data.get_item(tag) if tag in self.data else None
-        value = getattr(item, "value", None)
+        value = getattr(self._item(tag), "value", None)
         if value is None:
             return b""
         return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
@@ -275,7 +274,7 @@ class Header:
 
     def integer(self, tag: int) -> int | None:
         """Return an unsigned binary number, such as Rows. None: it is missing or invalid."""
-        item = self.data.get_item(tag) if tag in self.data else None
+        item = self._item(tag)
         value = getattr(item, "value", None)
         if isinstance(value, int):
             return value
@@ -283,6 +282,13 @@ class Header:
             return None
         little = getattr(item, "is_little_endian", True)
         return int(struct.unpack("<H" if little else ">H", value[:2])[0])
+
+    def _item(self, tag: int) -> Any:
+        """Return an element. None: it is missing, or its type is not one of DICOM's."""
+        try:
+            return self.data.get_item(tag) if tag in self.data else None
+        except NotImplementedError:
+            return None
 
     def sequence(self, tag: int) -> list[Header]:
         """Return the items of a sequence."""

@@ -174,6 +174,14 @@ def test_a_slice_that_cannot_be_read_is_never_left_out(tmp_path: Path) -> None:
     assert refused(foreign, "expected modality CT, found MR").path == foreign / last
 
 
+def test_a_file_header_with_a_type_that_is_not_dicoms_is_not_needed(series: Path) -> None:
+    file = series / "IM0002"
+    content = file.read_bytes()
+    assert content.count(b"\x02\x00\x02\x00UI") == 1
+    file.write_bytes(content.replace(b"\x02\x00\x02\x00UI", b"\x02\x00\x02\x00U\x00"))
+    check(series)
+
+
 def test_the_same_file_twice_counts_once(series: Path) -> None:
     shutil.copy(series / "IM0004", series / "copy of IM0004")
     check(series, "occur twice with equal pixels were passed over: 1")
