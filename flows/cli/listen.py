@@ -36,11 +36,11 @@ def listen(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Receive CT series over the network into an inbox, and send its DICOM results back.
+    """Receive CT from an archive, and send DICOM results back.
 
-    With `listen` in the inbox's file, runs a DICOM storage node until Ctrl-C. Only callers on its lists may send. With
-    `send`, sends the DICOM results of each segmented case to another node. Segments nothing: `adflows liver inbox` or a
-    deployment does.
+    With `listen` in an inbox's file, fills the inbox: runs a DICOM storage node until Ctrl-C, for callers on its
+    lists. With `send`, sends the DICOM results of each segmented case to another node. Segments nothing:
+    `adflows liver inbox` or a deployment does.
     """
     prepare_terminal(verbose=verbose, quiet=quiet)
     if importlib.util.find_spec("pynetdicom") is None:

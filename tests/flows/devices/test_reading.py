@@ -33,11 +33,11 @@ def process_of(runner: LocalRunner, scan: Path) -> int:
 def test_a_crash_of_native_code_fails_one_case_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(child, "READING_HOURS", 0.5 / 3600)
+    monkeypatch.setattr(child, "READING_HOURS", 2 / 3600)
     runner = LocalRunner()
     rules = {
         "abort": "the program that read it crashed (SIGABRT); is the file damaged?",
-        "hang": "reading it took longer than 0.00833333 minutes",
+        "hang": "reading it took longer than 0.0333333 minutes",
         "killed": "reading it needs more memory than this machine has",
         "memory": "reading it needs more memory than this machine has",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import os
@@ -40,8 +41,10 @@ PLANES = 6
 
 
 @pytest.fixture(autouse=True)
-def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("ADFLOWS_PRIVATE", str(tmp_path / "private"))
+    yield
+    gc.collect()  # the sockets named above
 
 
 @pytest.fixture

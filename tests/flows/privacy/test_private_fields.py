@@ -95,6 +95,18 @@ SETTINGS: dict[str, Settings] = {
             "liver_model": f"{FOLDER}/liver.ts",
         }
     ),
+    "inbox, node": InboxSettings.model_validate(
+        {
+            "name": "x",
+            "inbox": f"{FOLDER}/in",
+            "out": f"{FOLDER}/out",
+            "scans": "*",
+            "listen": {
+                "callers": ["PACS"],
+                "tls": {name: f"{FOLDER}/{name}.pem" for name in ("certificate", "key", "peers")},
+            },
+        }
+    ),
     "zsad": ZsadSettings.model_validate(
         {
             "name": "x",
