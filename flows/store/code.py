@@ -9,9 +9,11 @@ reflection (getattr, registries) is not found: for that, a step has a version nu
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import threading
+import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +21,8 @@ from pathlib import Path
 PACKAGES = ("medad", "zsad")
 """Packages whose code is digested. All others are libraries, identified by their version."""
 PARSING = threading.Lock()
-"""Lock for the parser: CPython 3.11 sometimes fails if two threads build syntax trees at the same time."""
+"""Lock for the parser: CPython 3.11 sometimes fails with a SystemError if two threads build syntax trees at once."""
+TRIES = 20
 VALUES_IN_KEY = frozenset(
     {
         "medad.config.anomalies",
@@ -100,14 +103,21 @@ def _file(name: str) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
+def _syntax_tree(source: str) -> ast.Module:
+    """Return the syntax tree of a module. Threads of libraries parse, too, and do not take the lock."""
+    for _ in range(TRIES):
+        with PARSING, contextlib.suppress(SystemError):
+            return ast.parse(source)
+        time.sleep(0.01)
+    return ast.parse(source)
+
+
 @functools.cache
 def _parse(name: str) -> Module | None:
     file = _file(name)
     if file is None:
         return None
-    with PARSING:
-        parsed = ast.parse(file.read_text(encoding="utf-8"))
-    tree = _Strip().visit(parsed)
+    tree = _Strip().visit(_syntax_tree(file.read_text(encoding="utf-8")))
     definitions: dict[str, tuple[ast.stmt, ...]] = {}
     imports: dict[str, tuple[str, str | None]] = {}
     for statement in tree.body:

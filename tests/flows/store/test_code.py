@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -162,3 +163,16 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
         }
     assert "medad.networks.train" not in modules(PREPARE)
     assert "medad.evaluation.postprocess" not in modules(SEGMENTATION)
+
+
+def test_a_parser_that_another_thread_disturbs_is_asked_again(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = write({})
+    real, calls = ast.parse, itertools.count()
+
+    def disturbed(source: str) -> object:
+        if next(calls) % 3:
+            raise SystemError("AST constructor recursion depth mismatch")
+        return real(source)
+
+    monkeypatch.setattr(ast, "parse", disturbed)
+    assert write({}) == wanted
