@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import html.parser
 import json
 from pathlib import Path
@@ -25,6 +27,9 @@ class Page(html.parser.HTMLParser):
         self.labels: list[str] = []
         """Texts of th and dt."""
         self.styles = ""
+        self.scripts: list[str] = []
+        self.policy = ""
+        """The page's Content-Security-Policy."""
         self._open: list[str] = []
         self._words: list[str] = []
         self.feed(text)
@@ -36,6 +41,11 @@ class Page(html.parser.HTMLParser):
         self.tags.append(tag)
         values = dict(attrs)
         assert not any(name.startswith("on") for name in values), "no event handlers"
+        if values.get("http-equiv") == "Content-Security-Policy":
+            self.policy = values.get("content") or ""
+        if tag == "script":
+            assert not values, "no script from elsewhere"
+            self.scripts.append("")
         if tag == "img":
             self.images.append(values)
         if tag in HEADINGS:
@@ -54,6 +64,9 @@ class Page(html.parser.HTMLParser):
         if "style" in self._open:
             self.styles += data
             return
+        if "script" in self._open:
+            self.scripts[-1] += data
+            return
         self._words.append(data)
         if set(HEADINGS) & set(self._open):
             self.headings[-1] += data
@@ -61,12 +74,19 @@ class Page(html.parser.HTMLParser):
             self.labels[-1] += f" {data}"
 
     def assert_self_contained(self) -> None:
-        """Check that the page loads and runs nothing, that its links have targets, and that pictures have texts."""
+        """Check that the page loads nothing, runs the kit's script alone, and that links have targets, pictures texts.
+
+        Its policy has the script's digest, so a browser runs no other.
+        """
         for link in self.links:
             assert link.startswith(("data:", "#"))
             if link.startswith("#"):
                 assert link[1:] in self.ids
-        assert not {"script", "link", "iframe", "object", "embed", "form"} & set(self.tags)
+        [script] = self.scripts
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+        policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        assert self.policy == f"{policy}; script-src 'sha256-{digest}'"
+        assert not {"link", "iframe", "object", "embed", "form"} & set(self.tags)
         assert self.styles.count("url(") == self.styles.count("url(data:")
         assert "@import" not in self.styles
         assert all(image.get("alt") for image in self.images)

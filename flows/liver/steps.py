@@ -37,7 +37,6 @@ _PREPARING = (*_READING, "safetensors", "scikit-image", "scipy", "torch")
 _SEGMENTING = (*NET_LIBRARIES, "lightgbm", "nibabel", "scikit-image", "scipy")
 _DRAWN_NETS = (*NET_LIBRARIES, "pillow")
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
-_STYLE = (*PAGE, "medad/reports/report_style.html")
 
 INSERT = Step("insert", 1, "medad.steps.cases:insert_case", (*_READING, "scipy"), reads=True)
 PREPARE = Step(
@@ -66,7 +65,7 @@ REPORT = Step(
     1,
     "medad.reports.run.report:write_report",
     _DRAWING,
-    files=(*_STYLE, "medad/reports/run/report_template.html"),
+    files=(*PAGE, "medad/reports/run/report_template.html"),
 )
 EXAMPLES = Step("examples", 1, "medad.steps.examples:write_examples", _DRAWN_NETS, kind="inference")
 EMBEDDING = Step("embedding", 1, "medad.steps.embedding:write_features", _DRAWN_NETS, kind="inference")
@@ -76,7 +75,7 @@ ABLATION_REPORT = Step(
     1,
     "medad.reports.ablation.report:write_ablation_report",
     _DRAWING,
-    files=(*_STYLE, "medad/reports/ablation/ablation_template.html"),
+    files=(*PAGE, "medad/reports/ablation/ablation_template.html"),
 )
 MEASURE = Step(
     "sensitivity",
@@ -91,7 +90,7 @@ SENSITIVITY_REPORT = Step(
     1,
     "medad.reports.sensitivity.report:write_sensitivity_report",
     ("jinja2", "matplotlib", "scipy"),
-    files=(*_STYLE, "medad/reports/sensitivity/sensitivity_template.html"),
+    files=(*PAGE, "medad/reports/sensitivity/sensitivity_template.html"),
 )
 HAND_STEPS = {
     name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", _PREPARING, reads=True) for name in MANUAL_STEPS

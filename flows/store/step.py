@@ -28,7 +28,7 @@ from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings, Se
 
 STEPS: dict[str, Step] = {}
 """All declared steps, by name."""
-PAGE = ("medad/reporting/page_style.html", "medad/reporting/page_end.html", "medad/reporting/failures.html")
+PAGE = tuple(f"medad/reporting/{name}" for name in ("base.html", "parts.html", "page.css", "tables.js"))
 """Template files that all reports use, for the `files` of their steps."""
 Kind = Literal["training", "encoding", "inference"]
 """Kind of a device step, which selects its time limit."""

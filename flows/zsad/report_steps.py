@@ -16,8 +16,7 @@ from zsad.config.settings import ZsadSettings
 from zsad.steps.results import AblationResult, CategoryResult, SystemResult
 
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
-_STYLE = (*PAGE, "zsad/reports/report_style.html", "zsad/reports/report_end.html")
-_RUN_PAGE = (*_STYLE, "zsad/reports/run/report_template.html")
+_RUN_PAGE = (*PAGE, "zsad/reports/run/report_template.html")
 REPORT = Step("zsad-report", 1, "zsad.reports.run.report:write_report", _DRAWING, files=_RUN_PAGE, reads=True)
 MAPS = Step(
     "zsad-maps", 1, "zsad.reports.run.outputs:write_score_outputs", (*_DRAWING, "torch"), files=_RUN_PAGE, reads=True
@@ -30,7 +29,7 @@ COMPARE_REPORT = Step(
     1,
     "zsad.reports.compare.report:write_compare_report",
     _DRAWING,
-    files=(*_STYLE, "zsad/reports/compare/compare_template.html"),
+    files=(*PAGE, "zsad/reports/compare/compare_template.html"),
 )
 
 

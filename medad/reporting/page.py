@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import importlib.resources
 import io
 
 import jinja2
+from markupsafe import Markup
 from PIL import Image
 
 from medad.reporting.failures import group_rows
 
 
 @functools.cache
-def page_environment(*packages: str) -> jinja2.Environment:
-    """Return an environment with the templates of these packages and the shared ones of this package.
+def page_environment(package: str) -> jinja2.Environment:
+    """Return an environment with the templates of a package and the shared ones: base.html and its parts.
 
-    Text is escaped. A template that uses an undefined name raises an error. The filter group_rows is for failures.
+    Text is escaped. A template that uses an undefined name raises an error. The page's script sorts and filters tables.
+    Its digest is in the page's Content-Security-Policy, so no other script runs.
     """
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([_template_loader(package) for package in (*packages, "medad.reporting")]),
+        loader=jinja2.ChoiceLoader([_template_loader(each) for each in (package, "medad.reporting")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["group_rows"] = group_rows
+    script = importlib.resources.files("medad.reporting").joinpath("tables.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    environment.globals.update(script=Markup(script), script_hash=f"sha256-{digest}")  # noqa: S704 - the package's own
     return environment
 
 

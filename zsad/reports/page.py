@@ -16,7 +16,7 @@ def page_environment(room: str) -> jinja2.Environment:
 
     It escapes text and adds the filters percent, quoted and heading.
     """
-    environment = pages.page_environment("zsad.reports", room)
+    environment = pages.page_environment(room)
     environment.tests["in_group"] = lambda title, group: title.startswith(group)
     environment.filters.update(percent=percent, quoted=quoted, heading=_heading)
     return environment

@@ -109,7 +109,7 @@ def write_ablation_report(
 
 def render_html(document: AblationDocument, shown: Pictures) -> str:
     """Return the document as one self-contained page."""
-    environment = page_environment("medad.reports", "medad.reports.ablation")
+    environment = page_environment("medad.reports.ablation")
     environment.filters.update(
         percent=percent,
         figure=_figure,

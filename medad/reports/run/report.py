@@ -147,7 +147,7 @@ def _with_curve(*folders: Path | None) -> list[Path]:
 
 def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], row_width_px: int) -> str:
     """Return the document as one self-contained page. `row_uris` has a picture for each shown slice of each case."""
-    environment = page_environment("medad.reports", "medad.reports.run")
+    environment = page_environment("medad.reports.run")
     environment.filters.update(
         figure=_number, volume=_volume, duration=_duration, numbers=_numbers, heading=_heading, caption=slice_caption
     )

@@ -84,7 +84,7 @@ def write_sensitivity_report(
 
 def render_html(document: SensitivityDocument) -> str:
     """Return the document as one self-contained page."""
-    environment = page_environment("medad.reports", "medad.reports.sensitivity")
+    environment = page_environment("medad.reports.sensitivity")
     environment.filters.update(share=_share, rate=_rate, figure=_figure, title=_title)
     inserted = document.summary is not None and document.summary.inserted
     return environment.get_template("sensitivity_template.html").render(

@@ -37,8 +37,7 @@ def test_text_from_outside_stays_text(report: Report, tmp_path: Path) -> None:
         restoration=write_curve(tmp_path / "r", HOSTILE, [1.0, 0.5]),
         settings=liver_settings(test_data=DatasetSettings(root="samples:lits", layout="lits", cases=(HOSTILE,))),
     )
-    assert "script" not in done.page.tags
-    assert "<script" not in done.html
+    assert done.html.count("<script") == 1, "the kit's"
     assert done.page.words.count("alert('x')") >= 7
 
 

@@ -589,8 +589,7 @@ def test_text_from_outside_stays_text(report: Report, category: Category) -> Non
         notes=[HOSTILE],
         versions={HOSTILE: HOSTILE},
     )
-    assert "script" not in done.page.tags
-    assert "<script" not in done.html
+    assert done.html.count("<script") == 1, "the kit's"
     assert done.page.words.count("alert('x')") >= 10
 
 
