@@ -25,7 +25,8 @@ ROOMS = {
     "flows.store": "flows.machine medad.base medad.ct",
     "flows.privacy": "flows.store flows.machine medad.base medad.config medad.ct zsad.config",
     "flows.devices": "flows.privacy flows.store flows.machine medad.base",
-    "flows.runs": "flows.devices flows.privacy flows.store flows.machine medad.base",
+    # the page of all runs is made of the reports' parts
+    "flows.runs": "flows.devices flows.privacy flows.store flows.machine medad.base medad.reporting",
     "flows.liver": "flows.runs flows.devices flows.privacy flows.store flows.machine"
     " medad.base medad.config medad.cohort medad.ct medad.organ medad.steps medad.reports medad.dicom_out",
     "flows.zsad": "flows.runs flows.devices flows.privacy flows.store flows.machine"

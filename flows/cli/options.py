@@ -102,7 +102,7 @@ def _run_under_prefect(flow: RunnableFlow[...], **parameters: Any) -> Outcome:
 
 def outcome_as_json(outcome: Outcome) -> dict[str, Any]:
     """Return what --json prints. It contains no path of an input, because it may be stored or mailed."""
-    from flows.runs.run_folder import read_notices
+    from flows.runs.headline import read_notices
 
     return {
         "run_folder": None if outcome.run_folder is None else str(outcome.run_folder.absolute()),
@@ -136,7 +136,7 @@ def exit_by_outcome(*outcomes: Outcome) -> None:
 
 def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "") -> None:
     """Print the headline figures, the paths of the results, the number of tasks and the time."""
-    from flows.runs.run_folder import HEADLINE, read_notices_text
+    from flows.runs.headline import HEADLINE, read_notices_text
 
     plan = outcome.details.get("plan")
     for line in [title] * bool(title) + (list(lines) if plan is None else outcome.details["lines"]):

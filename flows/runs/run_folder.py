@@ -20,7 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.runs.headline import read_headline
 from flows.runs.runner import Runner
+from flows.runs.runs_page import root_of, write_runs_page
 from flows.store.artifacts import ArtifactStore
 from flows.store.digests import file_sha256
 from flows.store.references import Ref
@@ -45,20 +47,6 @@ REPORTED_LIBRARIES = (
     "SimpleITK",
     "safetensors",
 )
-HEADLINE = {
-    # liver, inserted lesions
-    "sensitivity": "lesion sensitivity at the fixed false-positive volume",
-    # liver
-    "micro_dice_2d": "micro 2-D Dice",
-    "dice_3d_mean": "3-D Dice, mean over cases",
-    "voxel_auroc_mean": "voxel AUROC inside the liver",
-    # zsad, of the last system: mean over categories and seeds
-    "image_auroc": "image AUROC",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_aupro": "AUPRO",
-}
-"""Figures that are printed at the end of a run, if its report has them: key -> title."""
-INSERTED_NOTICE = "Inserted lesions: these figures say how well inserted lesions are found, not tumours."
 
 
 @dataclass(frozen=True)
@@ -142,6 +130,9 @@ def publish_run_folder(run: RunFolder, runner: Runner) -> dict[str, float | None
             _replace_folder(work, run.path)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+    if (root := root_of(run.path)) is not None:
+        with disk_full_as_user_error(root), store.lock(f"runs-{path_digest(root)}"):
+            write_runs_page(root)
     return read_headline(run.path)
 
 
@@ -229,35 +220,3 @@ def _files_in_manifest(folder: Path) -> set[str]:
         return set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-
-
-def _read_report(folder: Path) -> dict[str, Any]:
-    try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return report if isinstance(report, dict) else {}
-
-
-def read_headline(folder: Path) -> dict[str, float | None]:
-    """Return the headline figures of a run folder, by key. Empty if nothing was evaluated."""
-    report = _read_report(folder)
-    figures = report.get("summary") or {}
-    if report.get("macro"):
-        metrics = report["macro"][-1]["metrics"]
-        figures = {key: None if stat is None else stat["mean"] for key, stat in metrics.items()}
-    return {key: figures[key] for key in HEADLINE if key in figures}
-
-
-def read_notices(folder: Path) -> list[str]:
-    """Return the notices that must be printed with the figures."""
-    report = _read_report(folder)
-    if report.get("inserted", {}).get("any"):  # a liver report
-        return [*report.get("warnings", ()), INSERTED_NOTICE]
-    notices = [notice["text"] for notice in report.get("notices", ()) if notice["kind"] != "published"]
-    return [*notices, *report["notes"]] if "notices" in report else []
-
-
-def read_notices_text(folder: Path) -> str:
-    """Return the notices as one text, one line each."""
-    return "\n".join(read_notices(folder))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.runs.run_folder import HEADLINE, read_headline, read_notices_text
+from flows.runs.headline import HEADLINE, read_headline, read_notices_text
 from flows.runs.runner import Runner
 from medad.base.text import PLACEHOLDER
 

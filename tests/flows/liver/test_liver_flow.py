@@ -14,7 +14,7 @@ import pytest
 
 import medad
 from flows.privacy.case_ids import identify
-from flows.runs.run_folder import read_notices_text
+from flows.runs.headline import read_notices_text
 from flows.store.digests import file_sha256
 
 Cli = Callable[..., Any]

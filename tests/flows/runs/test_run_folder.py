@@ -13,7 +13,8 @@ import pytest
 from flows.liver import run_folder as liver_folder
 from flows.liver.run_folder import settings_of_run
 from flows.runs import run_folder as publish
-from flows.runs.run_folder import RunFolder, read_headline
+from flows.runs.headline import read_headline
+from flows.runs.run_folder import RunFolder
 from flows.runs.runner import LocalRunner, Runner
 from flows.store.artifacts import ArtifactStore
 from flows.store.references import Ref

@@ -13,7 +13,7 @@ from tests.browser import ask, dom_of, needs_browser
 
 pytestmark = needs_browser
 TABLE = """{% extends "base.html" %}
-{% block title %}x{% endblock %}
+{% block title %}{{ doc.name }}: x{% endblock %}
 {% block content %}
 <div class="scroll"><table class="sort">
 <thead><tr><th scope="col">Case</th><th scope="col">Dice</th></tr></thead><tbody>
