@@ -165,6 +165,7 @@ def _register() -> None:
     from flows.cli import ids as cli_ids
     from flows.cli import liver as cli_liver
     from flows.cli import models as cli_models
+    from flows.cli import open_run as cli_open
     from flows.cli import server as cli_server
     from flows.cli import zsad as cli_zsad
 
@@ -174,6 +175,7 @@ def _register() -> None:
     app.add_typer(cli_cache.app, name="cache")
     app.add_typer(cli_ids.app, name="ids")
     app.command(epilog=example("adflows devices --json"))(cli_devices.devices)
+    app.command(name="open", epilog=example("adflows open runs/liver/demo"))(cli_open.open_run)
     for command in (
         cli_server.deploy, cli_server.serve, cli_server.server, cli_server.worker, cli_server.watch, cli_server.secret
     ):  # fmt: skip
