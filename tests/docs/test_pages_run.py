@@ -34,7 +34,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     (IMAGES, "python3 -m venv .venv"): "installs from a package index",
     (SERVER, "adflows serve"): "runs until Ctrl-C",
     (SERVER, "adflows secret"): "needs a server",
-    (SERVER, "adflows open /data/runs --port 8123"): "runs until Ctrl-C",
+    ("docs/how-to/operate-server.md", "adflows open /data/runs --port 8123"): "runs until Ctrl-C",
     (SERVER, "export PATH=$PWD/.venv/bin:$PATH"): "needs a server",
     (SERVER, "prefect deployment schedule ls liver/liver-nightly"): "needs a server",
     (
