@@ -55,7 +55,9 @@ class Command:
             script = str(ROOT / "tests" / "flows" / "runs" / "stopped_run.py")
             self.process = subprocess.Popen([sys.executable, script], env=environment, stdout=log, stderr=log)
         wait_for("it waits for the CPU", self._waits, 200)
-        assert any("uvicorn" in command for command in processes(self.mark).values()), "it has a temporary server"
+        assert any("temporary_server" in command for command in processes(self.mark).values()), (
+            "it has a temporary server"
+        )
 
     def _waits(self) -> bool:
         assert self.process.poll() is None, self.said
