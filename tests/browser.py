@@ -2,43 +2,92 @@
 
 from __future__ import annotations
 
-import html
+import contextlib
 import json
-import re
 import shutil
 import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 _OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--virtual-time-budget=5000"),
+    *("--disable-background-networking", "--disable-component-update", "--remote-debugging-port=0"),
 )
-_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="[^"]*">')
 
 
-def dom_of(page: Path, folder: Path, *, width: int = 1200) -> str:
-    """Return a page's elements as HTML after its scripts have run."""
+class OpenPage:
+    """A page that is open in the browser."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._number = connection, 0
+        self.problems: list[str] = []
+        """Errors of scripts and of the console, and requests that leave the page."""
+
+    def send(self, method: str, **parameters: Any) -> Any:
+        """Call a method of the DevTools protocol."""
+        self._number += 1
+        self._connection.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self._connection.recv(timeout=60))
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self._note(answer)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        method, values = event["method"], event["params"]
+        if method == "Runtime.exceptionThrown":
+            self.problems.append(str(values["exceptionDetails"]["text"]))
+        if method == "Log.entryAdded" and values["entry"]["level"] == "error":
+            self.problems.append(values["entry"]["text"])
+        if method == "Network.requestWillBeSent" and not values["request"]["url"].startswith(
+            ("file:", "data:", "blob:")
+        ):
+            self.problems.append(values["request"]["url"])
+
+    def ask(self, code: str) -> Any:
+        """Return what the body of an asynchronous JavaScript function returns."""
+        found = self.send(
+            "Runtime.evaluate", expression=f"(async () => {{ {code} }})()", awaitPromise=True, returnByValue=True
+        )
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+
+@contextlib.contextmanager
+def opened(page: Path, folder: Path, *, width: int = 1200) -> Iterator[OpenPage]:
+    """Open a file in a new browser whose profile is in a folder."""
     assert CHROMIUM is not None
-    command = [CHROMIUM, *_OPTIONS, f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--dump-dom"]
-    done = subprocess.run([*command, page.as_uri()], capture_output=True, check=True, encoding="utf-8", timeout=120)
-    return done.stdout
-
-
-def ask(page: Path, folder: Path, question: str, *, width: int = 1200) -> Any:
-    """Return the JSON value of a JavaScript function body that runs after a copy of the page has loaded.
-
-    The copy has no Content-Security-Policy, which would forbid the function.
-    """
-    text, count = _POLICY.subn("", page.read_text(encoding="utf-8"))
-    assert count == 1
-    code = f"document.title = JSON.stringify((() => {{ {question} }})());"
-    copy = folder / f"asked-{page.name}"
-    copy.write_text(text.replace("</body>", f"<script>{code}</script></body>"), encoding="utf-8")
-    found = re.search(r"<title>(.*?)</title>", dom_of(copy, folder, width=width), re.DOTALL)
-    assert found is not None
-    return json.loads(html.unescape(found.group(1)))
+    profile = folder / "profile"
+    command = [CHROMIUM, *_OPTIONS, f"--user-data-dir={profile}", f"--window-size={width},900", "about:blank"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            place, end = profile / "DevToolsActivePort", time.monotonic() + 60
+            while not place.exists() or len(place.read_text(encoding="utf-8").splitlines()) < 2:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            port = place.read_text(encoding="utf-8").splitlines()[0]
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
+                [target] = [each for each in json.load(answer) if each["type"] == "page"]
+            with connect(target["webSocketDebuggerUrl"], max_size=None, compression=None, proxy=None) as connection:
+                found = OpenPage(connection)
+                for domain in ("Page", "Runtime", "Log", "Network"):
+                    found.send(f"{domain}.enable")
+                found.send("Page.navigate", url=page.as_uri())
+                found.ask(
+                    "while (document.readyState !== 'complete') await new Promise((done) => setTimeout(done, 20));"
+                )
+                yield found
+        finally:
+            process.kill()
+            process.wait()
+            shutil.rmtree(profile, ignore_errors=True)

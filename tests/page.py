@@ -7,6 +7,7 @@ import csv
 import hashlib
 import html.parser
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,11 @@ class Page(html.parser.HTMLParser):
             self.headings[-1] += data
         if set(LABELS) & set(self._open):
             self.labels[-1] += f" {data}"
+
+    @staticmethod
+    def without_data(text: str) -> str:
+        """Return a page without its styles, scripts and data."""
+        return re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
 
     def assert_self_contained(self) -> None:
         """Check that the page loads nothing, runs the kit's script alone, and that links have targets, pictures texts.

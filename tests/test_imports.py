@@ -38,9 +38,10 @@ ROOMS = {
     "flows.node": "flows.liver flows.privacy flows.machine medad.base medad.config",
     "flows.server": "flows.liver flows.zsad flows.inbox flows.runs flows.devices flows.privacy flows.store"
     " flows.machine medad.base medad.config zsad.config",
+    # `liver view` writes a page of a run that has ended, so no flow does
     "flows.cli": "flows.inbox flows.node flows.server flows.liver flows.zsad flows.runs flows.devices flows.privacy"
-    " flows.store flows.machine medad.base medad.config medad.cohort medad.ct medad.steps zsad.config zsad.steps"
-    " zsad.clip zsad.embedded",
+    " flows.store flows.machine medad.base medad.config medad.cohort medad.ct medad.steps medad.reports zsad.config"
+    " zsad.steps zsad.clip zsad.embedded",
     "medad": "medad.steps medad.cohort medad.evaluation medad.ct medad.config medad.base",
     "medad.base": "",
     "medad.reporting": "medad.base",
@@ -58,7 +59,9 @@ ROOMS = {
     "medad.dicom_out": "medad.evaluation medad.ct medad.base",
     "medad.steps": "medad.organ medad.classifier medad.cohort medad.evaluation medad.networks medad.anomalies"
     " medad.slices medad.ct medad.config medad.base",
-    "medad.reports": "medad.steps medad.cohort medad.evaluation medad.slices medad.config medad.reporting medad.base",
+    # the viewer shows the whole scan
+    "medad.reports": "medad.steps medad.cohort medad.evaluation medad.slices medad.ct medad.config medad.reporting"
+    " medad.base",
     "zsad": "zsad.steps zsad.scorers zsad.clip zsad.data zsad.config medad.base",
     "zsad.config": "medad.base",
     "zsad.data": "zsad.config medad.base",

@@ -43,6 +43,7 @@ from flows.cli.options import (
 )
 from flows.cli.scan_folders import expand_folders
 from flows.cli.series import SeriesName, choose_scans, series
+from flows.cli.view import view
 from medad.base.errors import ConfigError
 
 app = typer.Typer(
@@ -352,6 +353,7 @@ app.command(
     epilog=example("adflows liver step window scan.nii.gz --liver liver.nii.gz --through equalise -o out.safetensors"),
 )(liver_step.step)
 app.command(name="series", epilog=example("adflows liver series /media/cd"))(series)
+app.command(name="view", epilog=example("adflows liver view segmented"))(view)
 app.command(name="mask", epilog=example("adflows liver mask scan.nii.gz -o liver.nii.gz"))(liver_mask.mask)
 app.command(name="inbox", epilog=example("adflows liver inbox inbox.yaml --watch 60"))(cli_inbox.inbox)
 app.command(name="listen", epilog=example("adflows liver listen inbox.yaml"))(listen)

@@ -30,10 +30,16 @@ def page_environment(package: str) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["group_rows"] = group_rows
-    script = importlib.resources.files("medad.reporting").joinpath("tables.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    environment.globals.update(script=Markup(script), script_hash=f"sha256-{digest}")  # noqa: S704 - the package's own
+    script, digest = script_of("medad.reporting", "tables.js")
+    environment.globals.update(script=script, script_hash=digest, more_scripts="")
     return environment
+
+
+def script_of(package: str, name: str) -> tuple[Markup, str]:
+    """Return a package's script for a page, and its source expression for the page's Content-Security-Policy."""
+    text = importlib.resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    return Markup(text), f"'sha256-{digest}'"  # noqa: S704 - the package's own
 
 
 def _template_loader(package: str) -> jinja2.FunctionLoader:
