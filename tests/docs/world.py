@@ -36,6 +36,7 @@ def make_world(root: Path) -> Path:
     labels = read_labels(data / "lits" / "segmentation-0.nii.gz")
     write_mask(root / "liver.nii.gz", labels.values > 0, labels.geometry)
     _exports(root)
+    _folders(root, data / "lits")
     rng = np.random.default_rng(0)
     for set_name in ("mvtec", "visa"):
         for category in CATEGORIES:
@@ -88,6 +89,16 @@ def _inbox(root: Path, lits: Path) -> None:
         folder.mkdir(parents=True)
         shutil.copy(lits / f"volume-{number}.nii.gz", folder / "scan.nii.gz")
         shutil.copy(lits / f"segmentation-{number}.nii.gz", folder / "liver.nii.gz")
+
+
+def _folders(root: Path, lits: Path) -> None:
+    """Write a folder of scans and a folder of their liver masks."""
+    for number in range(2):
+        for name in ("scans", "masks"):
+            (root / name).mkdir(exist_ok=True)
+        shutil.copy(lits / f"volume-{number}.nii.gz", root / "scans" / f"p{number}_0000.nii.gz")
+        labels = read_labels(lits / f"segmentation-{number}.nii.gz")
+        write_mask(root / "masks" / f"p{number}_liver.nii.gz", labels.values > 0, labels.geometry)
 
 
 def _exports(root: Path) -> None:
