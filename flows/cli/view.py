@@ -46,9 +46,7 @@ def view(
     files = SegmentedFiles.of_run(run, name)
     inserted = run / INSERTED / name
     if scan is not None or label is not None:
-        known = _registered(name) if scan is None else None
-        path = known.scan if scan is None and known is not None else scan
-        assert path is not None
+        path = scan or _registered(name).scan
         labels = tuple(sorted({*(liver_label or ()), *(() if tumour_label is None else (tumour_label,))}))
         found = LabelledScan(path, label, labels, tumour_label, fill_cavities=True)
     elif inserted.is_dir():

@@ -10,7 +10,6 @@ import contextlib
 import io
 import ipaddress
 import logging
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,8 +18,9 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
-from pynetdicom.transport import ThreadedAssociationServer
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from flows.node.series_folders import NoSpaceError, SeriesFolders
 from flows.node.tls import tls_context
@@ -45,6 +45,8 @@ TRANSFER_SYNTAXES = [
     "1.2.840.10008.1.2.5",  # RLE lossless
 ]
 """Transfer syntaxes that the readers of CT know."""
+MOST_PDU_BYTES = 1 << 20
+"""Largest PDU that is read. Callers are told to send at most 16 KB, and a request for an association has a few KB."""
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
@@ -67,18 +69,10 @@ def receiving(settings: ListenSettings, folders: SeriesFolders, say: Callable[[s
     contexts = [build_context(VERIFICATION)]
     contexts += [build_context(each, TRANSFER_SYNTAXES) for each in (CTImageStorage, EnhancedCTImageStorage)]
     try:
-        server = _Server(
-            entity,
-            (settings.address, settings.port),
-            settings.ae_title,
-            contexts,
-            None if settings.tls is None else tls_context(settings.tls, server=True),
-            receiver.handlers,
-        )
+        server = _Server(entity, settings, contexts, receiver)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{settings.address}:{settings.port}: cannot listen there ({reason})") from error
-    server.may_connect, server.handshake_s = receiver.may_connect, settings.idle_s
     entity._servers.append(server)  # its `shutdown` removes it from this list
     threading.Thread(target=server.serve_forever, name="dicom-node", daemon=True).start()
     try:
@@ -89,24 +83,50 @@ def receiving(settings: ListenSettings, folders: SeriesFolders, say: Callable[[s
             association.abort()
 
 
+class _Handler(RequestHandler):
+    """The beginning of a connection, in its own thread, so that a slow caller keeps no other waiting."""
+
+    server: _Server
+
+    def handle(self) -> None:
+        self.request.settimeout(self.server.idle_s)
+        if self.server.tls is not None:
+            self.request = self.server.tls.wrap_socket(self.request, server_side=True)
+        super().handle()
+
+    def _create_association(self) -> Association:
+        association = super()._create_association()
+        connection = association.dul.socket
+        assert connection is not None
+        read = connection.recv
+
+        def recv(nr_bytes: int) -> bytearray:
+            if nr_bytes > MOST_PDU_BYTES:  # as announced, before anything is read
+                raise OSError("PDU too long")
+            return read(nr_bytes)
+
+        connection.recv = recv  # type: ignore[method-assign]
+        association.dul.daemon = True  # a caller that stalls does not delay the end of the program
+        return association
+
+
 class _Server(ThreadedAssociationServer):
-    """A server that closes connections from other addresses before it reads or encrypts anything."""
+    """A server that closes connections from other addresses before it reads from them."""
 
-    may_connect: Callable[[str], bool]
-    handshake_s: float
+    daemon_threads = True
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        assert self.socket is not None
-        connection, address = self.socket.accept()
-        if self.ssl_context is not None and self.may_connect(address[0]):
-            connection.settimeout(self.handshake_s)
-            connection = self.ssl_context.wrap_socket(connection, server_side=True)
-            connection.settimeout(None)
-        return connection, address
+    def __init__(self, entity: AE, settings: ListenSettings, contexts: list[Any], receiver: _Receiver) -> None:
+        self.may_connect, self.idle_s = receiver.may_connect, settings.idle_s
+        self.tls = None if settings.tls is None else tls_context(settings.tls, server=True)
+        place = (settings.address, settings.port)
+        super().__init__(entity, place, settings.ae_title, contexts, None, receiver.handlers, _Handler)
 
     def verify_request(self, request: object, client_address: Any) -> bool:
         del request
         return self.may_connect(client_address[0])
+
+    def handle_error(self, request: object, client_address: Any) -> None:
+        """Close a connection that failed to begin, for example without a certificate. pynetdicom would print it."""
 
 
 class _Receiver:

@@ -198,6 +198,15 @@ def test_a_silent_caller_is_disconnected(tmp_path: Path) -> None:
         wait_for(lambda: not association.is_established)
 
 
+@pytest.mark.parametrize("length", [0xFFFFFFF0, 1000], ids=["a PDU of 4 GB", "a PDU that does not come"])
+def test_a_caller_that_stalls_or_lies_is_disconnected(length: int, tmp_path: Path, series: list[Path]) -> None:
+    with node(tmp_path / "inbox", [], idle_s=1) as (port, _), socket.create_connection(("127.0.0.1", port)) as bad:
+        bad.settimeout(30)
+        bad.sendall(bytes([1, 0]) + length.to_bytes(4, "big") + b"x" * 10)
+        assert send(port, series[:1]) == [0], "others are served meanwhile"
+        assert bad.recv(100)[:1] in (b"", b"\x07"), "closed, or aborted"
+
+
 def test_slices_without_uids_are_refused(series: list[Path], tmp_path: Path) -> None:
     data = pydicom.dcmread(series[0])
     del data.SeriesInstanceUID
