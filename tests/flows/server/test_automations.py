@@ -91,8 +91,9 @@ async def take_deadlines(automations: list[UUID]) -> list[tuple[datetime, dateti
     table = database.AutomationBucket.__table__
     async with database.session_context(begin_transaction=True) as session:
         where = table.c.automation_id.in_(automations)
-        found = {row.automation_id: row for row in (await session.execute(table.select().where(where))).all()}
-        await session.execute(table.delete().where(where))
+        # one statement: SQLite refuses to write after a read if the server has written in between
+        taken = await session.execute(table.delete().where(where).returning(table))
+        found = {row.automation_id: row for row in taken.all()}
     return [(found[automation].start, found[automation].end) for automation in automations]
 
 
