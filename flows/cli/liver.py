@@ -20,6 +20,7 @@ from flows.cli.liver_options import (
     Devices,
     LiverLabel,
     Model,
+    NoViewer,
     Seed,
     Test,
     Train,
@@ -77,6 +78,7 @@ def run(
     seed: Seed = None,
     overrides: Set = None,
     out: Runs = Path("runs"),
+    no_viewer: NoViewer = False,
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -88,12 +90,11 @@ def run(
     Prepares the training and test scans, trains both networks, segments the test scans and evaluates them. The data
     folders are those of the configuration, unless --train and --test name others.
 
-    Writes the report, masks, probabilities and the model to OUT/liver/NAME.
+    Writes the report, pages to scroll through the scans, masks, probabilities and the model to OUT/liver/NAME.
     """
     prepare_command(verbose=verbose, quiet=quiet, as_json=as_json)
-    values = parse_overrides(
-        overrides, name=name, seed=seed, train_data__root=path_text(train), test_data__root=path_text(test)
-    )
+    roots = {"train_data__root": path_text(train), "test_data__root": path_text(test)}
+    values = parse_overrides(overrides, name=name, seed=seed, viewer=False if no_viewer else None, **roots)
     settings = load_settings(config, values)
     from flows.liver.flow import liver
     from flows.runs.run_folder import ensure_writable
@@ -227,6 +228,7 @@ def evaluate(
     name: Name = None,
     overrides: Set = None,
     out: Runs = Path("runs"),
+    no_viewer: NoViewer = False,
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -245,7 +247,7 @@ def evaluate(
     from medad.config.packaged import model_folder
 
     model = model_folder(model)
-    values = parse_overrides(overrides, name=name, test_data__root=path_text(test))
+    values = parse_overrides(overrides, name=name, viewer=False if no_viewer else None, test_data__root=path_text(test))
     settings = load_settings(config, values)
     require_evaluable(settings, model, source=str(config))
     if (out / "liver" / settings.name).absolute() == model.absolute():
@@ -286,6 +288,7 @@ def segment(
         bool,
         typer.Option("--dicom", help="Also write DICOM SEG, SR and PDF, which have the patient's data."),
     ] = False,
+    no_viewer: NoViewer = False,
     devices: Devices = None,
     overrides: Set = None,
     refresh: Refresh = False,
@@ -316,7 +319,7 @@ def segment(
     if run.resolve() == out.resolve():
         raise ConfigError(f"{out}: would be overwritten; give another folder than the model's")
     of_model = settings_of_run(run)
-    wanted = parse_overrides(overrides, gpus=devices)
+    wanted = parse_overrides(overrides, gpus=devices, viewer=False if no_viewer else None)
     settings = settings_with_changes(of_model, wanted, model=run, source="--set")
     # the given scans replace the test data of the model's run, which may have inserted lesions
     data = DatasetSettings(

@@ -45,6 +45,7 @@ LiverLabel = Annotated[
     list[int] | None,
     typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: its only value, 1."),
 ]
+NoViewer = Annotated[bool, typer.Option("--no-viewer", help="Write no pages to scroll through the scans.")]
 
 
 def _gpus(text: str) -> object:

@@ -34,6 +34,7 @@ from flows.inbox.config import ALL_FAILED, Inbox, InboxRequest
 from flows.inbox.results import IN_MANIFEST, FailedCase, Row, utc_now
 from flows.liver import run_folder as liver_folder
 from flows.liver import steps
+from flows.liver.case_pages import add_pages
 from flows.liver.dicom_results import FOLDER as DICOM_FOLDER
 from flows.liver.dicom_results import write_case
 from flows.liver.liver_masks import find_livers, mask_facts, mask_notes
@@ -223,6 +224,7 @@ class Pass:
     def _publish(self, scan: NewScan, case: Case, result: CaseResult[Ref], model: Model[Ref]) -> None:
         """Write the case's report, and publish the case's folder atomically."""
         runner = self.stages.runner
+        [result] = add_pages(runner, self.inbox.liver, self.stages.scans, [result])
         masks = {scan.id: mask} if (mask := self.stages.liver_masks.get(scan.id)) is not None else {}
         call = steps.report(self.inbox.liver, [result], (), model, installed_versions(), mask_notes(masks))
         report = runner.run(scan.id, call)
@@ -235,6 +237,7 @@ class Pass:
         used = [each for each in self.stages.used if each.case_id == scan.id]
         copies = [FileCopy(result.segmented, name, name) for name in CASE_FILES]
         copies += [FileCopy(report, name, name) for name in REPORT_FILES]
+        copies += liver_folder.page_copies([result])
         copies += liver_folder.mask_copies(masks)
         entry: dict[str, Any] = {"case": scan.id, "content": scan.content.digest, "lesions": _lesions(result)}
         if mask is not None:

@@ -2,6 +2,7 @@
 
 masks/<case>.nii.gz, probabilities/<case>.nii.gz    on each scan's own grid.
 lesions/<case>.json                                 each lesion: volume, diameter, HU, place, probability.
+cases/<case>.html                                   page to scroll through the scan, unless `viewer` is false.
 statistics.csv                                      one row per case.
 liver_masks/<case>.nii.gz                           if the liver was found.
 inserted/<case>/scan.nii.gz, label.nii.gz            if lesions were inserted.
@@ -24,7 +25,7 @@ from medad.base.errors import ConfigError
 from medad.cohort.datasets import INSERTED_FILES
 from medad.config.liver import LiverSettings, parse
 from medad.steps.adopt import CURVE
-from medad.steps.results import CaseResult, Model
+from medad.steps.results import PAGE_FILE, PAGES, CaseResult, Model
 from medad.steps.trained import MODEL_FOLDER, NETS, TrainedModel, parts_of
 
 CASE_FILES = {
@@ -49,7 +50,7 @@ class UsedCase:
 
 def copies(
     report: Ref | None,
-    results: Iterable[CaseResult[Ref]],
+    results: Sequence[CaseResult[Ref]],
     model: Model[Ref] | None,
     names: Mapping[str, str] | None = None,
 ) -> tuple[FileCopy, ...]:
@@ -64,12 +65,18 @@ def copies(
         found += [FileCopy(each.segmented, file, target.format(name)) for file, target in CASE_FILES.items()]
         if each.inserted is not None:
             found += [FileCopy(each.inserted, file, f"inserted/{name}/{file}") for file in INSERTED_FILES]
+    found += page_copies(results)
     for part in parts_of(model) if model is not None else []:
         folder = Path(MODEL_FOLDER, part.place)
         found.append(FileCopy(part.folder, part.file, (folder / part.file).as_posix()))
         if part.kind in NETS:
             found.append(FileCopy(part.folder, CURVE, (folder / CURVE).as_posix()))
     return tuple(found)
+
+
+def page_copies(results: Iterable[CaseResult[Ref]]) -> list[FileCopy]:
+    """Return the pages of cases. They have the cases' ids as names, because the report links to them."""
+    return [FileCopy(each.page, PAGE_FILE, f"{PAGES}/{each.case_id}.html") for each in results if each.page is not None]
 
 
 def mask_copies(masks: Mapping[str, Ref], names: Mapping[str, str] | None = None) -> tuple[FileCopy, ...]:

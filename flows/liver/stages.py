@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.liver import dicom_results, statistics, steps, training_steps
+from flows.liver import case_pages, dicom_results, statistics, steps, training_steps
 from flows.liver import run_folder as liver_folder
 from flows.liver.run_folder import UsedCase
 from flows.liver.series import SeriesChooser
@@ -31,7 +31,7 @@ from medad.steps.results import CaseResult, Model
 from medad.steps.trained import TrainedModel, has_model, model_of, parts_of
 
 if TYPE_CHECKING:
-    from medad.cohort.datasets import Case
+    from medad.cohort.datasets import Case, LabelledScan
 
 
 MAX_NAMED = 8
@@ -81,6 +81,8 @@ class Stages:
         """Cases whose DICOM results are written, by id."""
         self.names: dict[str, str] = {}
         """Names of the files of cases in the run folder, instead of their pseudonyms."""
+        self.scans: dict[str, LabelledScan] = {}
+        """Scans of the segmented cases, for their pages."""
         self._named = 0
         """Number of scans that `name_scan` has shown."""
 
@@ -284,6 +286,7 @@ class Stages:
         from medad.cohort.datasets import LabelledScan
 
         settings = self.settings
+        self.scans |= {ready.case.id: LabelledScan.of(ready.case, data) for ready in cases}
         trained = self._trained_on.get(model, [])
         if "test" in self.uses and (trained or self.trained) and not self._no_leaks_into(trained, cases):
             return []
@@ -349,6 +352,7 @@ class Stages:
         if model is None and has_model(out):
             # an earlier run's networks and masks must not be replaced by an empty report
             out = out.with_name(f"{out.name}.failed")
+        results = case_pages.add_pages(self.runner, self.settings, self.scans, results)
         report = self.report(results, model, notes)
         run = RunFolder(
             path=out,

@@ -60,6 +60,14 @@ EVALUATE = Step("evaluate", 1, "medad.steps.cases:evaluate_case", (*_READING, "s
 EXPORT = Step(
     "slice-images", 1, "medad.steps.export_slices:export_case", (*_READING, "pillow", "safetensors"), reads=True
 )
+CASE_PAGE = Step(
+    "case-page",
+    1,
+    "medad.reports.viewer.page:write_result_page",
+    (*_READING, *_DRAWING),
+    files=(*PAGE, "medad/reports/viewer/case.html", "medad/reports/viewer/viewer.js"),
+    reads=True,
+)
 REPORT = Step(
     "report",
     1,
@@ -143,6 +151,11 @@ def hand_step(
     """Return the call of one preprocessing step on a file, or in a dry run on a result that does not exist yet."""
     labels = () if liver is None else tuple(sorted(liver_labels))
     return HAND_STEPS[name](source=source, liver=liver, liver_labels=labels, settings=settings, header=header)
+
+
+def case_page(case: LabelledScan, result: CaseResult[Ref]) -> Call:
+    """Return the call that writes the page to scroll through a case's scan. Its key contains the case's id."""
+    return CASE_PAGE(case=case, result=result)
 
 
 def report(

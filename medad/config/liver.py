@@ -304,6 +304,8 @@ class LiverSettings(MachineSettings):
     """Postprocessing: from probabilities to the mask."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Comparison of the results with the labels."""
+    viewer: bool = True
+    """Pages to scroll through the scan of each case."""
 
     @model_validator(mode="after")
     def _train_data_is_healthy(self) -> LiverSettings:

@@ -13,6 +13,8 @@ from medad.base.errors import CaseFailure
 from medad.config.liver import InferenceSettings, PostprocessSettings, PreprocessSettings
 
 F = TypeVar("F")
+PAGE_FILE, PAGES = "case.html", "cases"
+"""Name of a case's page in its result, and the folder of a run folder with the pages of all cases."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class CaseResult(Generic[F]):
     """Folder of the evaluation. None: the case has no ground truth."""
     inserted: F | None = None
     """Folder of the inserted lesions. None: no lesion was inserted."""
+    page: F | None = None
+    """Folder of the case's page. None: the run has no such pages, or this one could not be made."""
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,7 @@ def run_cli(*arguments: object, local: bool = False) -> CommandResult:
 TINY: dict[str, Any] = {
     "name": "tiny",
     "gpus": "cpu",
+    "viewer": False,  # test_case_pages.py writes them
     "train_data": {"root": "", "layout": "btcv"},
     "test_data": {"root": "", "layout": "lits"},
     "preprocess": {"slice_px": 64},

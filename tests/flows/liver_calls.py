@@ -51,6 +51,7 @@ def calls_of(settings: LiverSettings, case: Case) -> dict[str, Call]:
         "segmentation": training_steps.train("segmentation", HEALTHY, settings, restoration),
         "segment": liver_steps.segment(prepared, MODEL, settings.inference, settings.postprocess, settings.machine),
         "evaluate": liver_steps.evaluate(scan, prepared, ref("segment"), settings.evaluation),
+        "case-page": liver_steps.case_page(scan, result_of(case)),
         "report": report_of(settings, result_of(case)),
     }
 

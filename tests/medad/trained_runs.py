@@ -28,6 +28,7 @@ SETTINGS = LiverSettings(
     segmentation=NET,
     inference=InferenceSettings(batch_size=4),
     postprocess=PostprocessSettings(threshold=0.5, min_lesion_mm3=200),
+    viewer=False,
 )
 
 

@@ -19,7 +19,7 @@ from medad.base.text import hide_paths
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.evaluation.postprocess import Lesion
 from medad.reporting.failures import FailureRow
-from medad.steps.results import CaseResult
+from medad.steps.results import PAGES, CaseResult
 
 SCHEMA_VERSION = 1
 
@@ -120,6 +120,8 @@ class CaseReport(_Part):
     micro_dice_2d: float | None
     slice_auroc: float | None
     shown_slices: tuple[ShownSlice, ...]
+    page: str | None = None
+    """Address of the page to scroll through the scan, relative to the report. None: there is none."""
 
 
 class Curve(_Part):
@@ -177,6 +179,7 @@ def read_case(
         micro_dice_2d=metrics.micro_dice_2d if metrics else None,
         slice_auroc=metrics.slice_auroc if metrics else None,
         shown_slices=tuple(shown_slices),
+        page=None if result.page is None else f"{PAGES}/{result.case_id}.html",
     )
 
 

@@ -6,21 +6,17 @@ Equal inputs give equal bytes. The report contains no paths and no patient data.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import yaml
-from jaxtyping import Bool
-from PIL import Image
 
-from medad.base.errors import CaseFailure, InputError
+from medad.base.errors import CaseFailure
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import hide_paths, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.liver import LiverSettings
-from medad.evaluation.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
+from medad.evaluation.metrics import CaseEvaluation, definitions, summarise
 from medad.reporting.failures import failure_rows
 from medad.reporting.page import jpeg_uri, page_environment
 from medad.reports import pictures
@@ -35,37 +31,17 @@ from medad.reports.run.document import (
     Curve,
     Inserted,
     Number,
-    Rank,
     ReportDocument,
-    ShownSlice,
     read_case,
     read_curve,
-    read_tensor,
 )
-from medad.slices.prepared_file import PREPARED, load_prepared
+from medad.reports.run.shown_slices import PictureRow, picture_rows, slice_caption
 from medad.steps.results import CaseResult
 
 __all__ = ["render_html", "write_report"]
 
 LESION_ROWS = 20
 """Most lesions per case in the HTML. The JSON contains all."""
-
-RANK_TITLES: dict[Rank, str] = {
-    "best": "Best slice",
-    "median": "Median slice",
-    "worst": "Worst slice",
-    "highest": "Largest predicted area",
-    "lowest": "Smallest predicted area",
-}
-"""Caption of a shown slice, by its rank."""
-
-
-@dataclass(frozen=True)
-class _PictureRow:
-    """A shown slice with its picture."""
-
-    shown: ShownSlice
-    picture: Image.Image
 
 
 def write_report(
@@ -107,7 +83,7 @@ def write_report(
     cases, evaluations, uris = [], [], []
     for result in ordered:
         evaluation = None if result.evaluated is None else CaseEvaluation.load(result.evaluated)
-        rows = _picture_rows(result, panel_px)
+        rows = picture_rows(result, panel_px)
         cases.append(read_case(result, evaluation, [row.shown for row in rows]))
         evaluations.extend([evaluation] if evaluation else [])
         uris.append([jpeg_uri(row.picture, quality) for row in rows])
@@ -137,7 +113,7 @@ def write_report(
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
     write_bytes(out / "report.html", render_html(document, uris, pictures.row_width_px(panel_px)).encode())
     if (number := _median_case(cases)) is not None:
-        _write_preview(out / "preview.png", cases[number], _picture_rows(ordered[number], panel_px), tag)
+        _write_preview(out / "preview.png", cases[number], picture_rows(ordered[number], panel_px), tag)
 
 
 def _with_curve(*folders: Path | None) -> list[Path]:
@@ -164,74 +140,6 @@ def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], row
     )
 
 
-def pick_slices(
-    truth: Bool[np.ndarray, "N S S"] | None,
-    prediction: Bool[np.ndarray, "N S S"],
-    max_probability: Sequence[float],
-) -> list[tuple[Rank, int]]:
-    """Return the slices to show, each once, as (rank, index).
-
-    With ground truth: the best, median and worst Dice among slices with a pixel in truth or prediction. Of slices with
-    equal Dice, the one with the larger union is worse. Without ground truth, or if all masks are empty: the highest,
-    median and lowest predicted area, then largest probability.
-    """
-    ranks: tuple[Rank, Rank, Rank] = ("highest", "median", "lowest")
-    order = sorted(range(len(prediction)), key=lambda i: (-np.count_nonzero(prediction[i]), -max_probability[i], i))
-    if truth is not None:
-        union = [np.count_nonzero(a | b) for a, b in zip(truth, prediction, strict=True)]
-        compared = [i for i in order if union[i]]
-        if compared:
-            ranks = ("best", "median", "worst")
-            order = sorted(compared, key=lambda i: (-(_slice_dice(truth[i], prediction[i]) or 0.0), union[i], i))
-    if not order:
-        return []
-    places = {0: ranks[0], len(order) - 1: ranks[2], len(order) // 2: ranks[1]}
-    if len(order) <= 2:
-        places = {len(order) - 1: ranks[2], 0: ranks[0]}
-    return [(places[place], order[place]) for place in sorted(places)]
-
-
-def _picture_rows(result: CaseResult[Path], panel_px: int) -> list[_PictureRow]:
-    """Return the shown slices of a case. Only their images are read from disk completely."""
-    assert result.segmented is not None, "a finished case is segmented"
-    path = result.segmented / "slices.safetensors"
-    truth = None
-    if result.evaluated is not None:
-        truth = read_tensor(result.evaluated / "truth.safetensors", "tumour").astype(bool)
-    prediction, organ = (read_tensor(path, name).astype(bool) for name in ("mask", "organ"))
-    z = read_tensor(path, "z")
-    largest = read_tensor(path, "probability").max(axis=(1, 2), where=organ, initial=0.0).tolist()
-    if truth is not None and truth.shape != prediction.shape:
-        raise InputError(path, f"truth has shape {truth.shape}, the prediction {prediction.shape}")
-    if not len(z):
-        return []
-    case_side = pictures.crop_around(organ.any(axis=0), min_side=1).side
-    prepared = load_prepared(result.prepared / PREPARED)
-    px_mm = prepared.spacing_mm[0]
-    rows = []
-    for rank, i in pick_slices(truth, prediction, largest):
-        view = pictures.SliceView(
-            pixels=read_tensor(path, "pixels", i),
-            restored=read_tensor(path, "restored", i),
-            organ=organ[i],
-            probability=read_tensor(path, "probability", i),
-            prediction=prediction[i],
-            truth=None if truth is None else truth[i],
-        )
-        shown = ShownSlice(
-            rank=rank,
-            z=int(z[i]),
-            dice=None if truth is None else _slice_dice(truth[i], prediction[i]),
-            true_px=None if truth is None else int(np.count_nonzero(truth[i])),
-            predicted_px=int(np.count_nonzero(prediction[i])),
-            max_probability=largest[i],
-        )
-        # enlarge the tip of the liver, but not to a few huge pixels
-        crop = pictures.crop_around(organ[i], min_side=case_side // 3)
-        rows.append(_PictureRow(shown, pictures.panel_row(view, crop, panel_px, px_mm=px_mm)))
-    return rows
-
-
 def _curve_title(curve: Curve) -> str:
     loss = {"l1": "L1", "l2_ssim": "L2 + SSIM"}.get(curve.restoration_loss, curve.restoration_loss)
     names = {
@@ -250,7 +158,7 @@ def _median_case(cases: Sequence[CaseReport]) -> int | None:
     return measured[len(measured) // 2][1] if measured else next(iter(drawable), None)
 
 
-def _write_preview(path: Path, case: CaseReport, rows: Sequence[_PictureRow], tag: str) -> None:
+def _write_preview(path: Path, case: CaseReport, rows: Sequence[PictureRow], tag: str) -> None:
     """Write the pictures of a case as one picture with headings and captions."""
     kind = f" ({tag})" if case.inserted else ""
     picture = pictures.stack_rows(
@@ -265,22 +173,6 @@ def _write_preview(path: Path, case: CaseReport, rows: Sequence[_PictureRow], ta
     )
     with atomic_path(path) as temporary:
         picture.save(temporary, "PNG", optimize=True)
-
-
-def slice_caption(shown: ShownSlice) -> str:
-    """Return a caption, e.g. `Best slice, z = 41: Dice 0.812`.
-
-    Without ground truth it gives the predicted area and the largest probability.
-    """
-    head = f"{RANK_TITLES[shown.rank]}, z = {shown.z}"
-    if shown.true_px is not None:
-        return f"{head}: Dice {_number(shown.dice)}"
-    return f"{head}: {shown.predicted_px:,} px predicted, largest probability {shown.max_probability:.2f}"
-
-
-def _slice_dice(truth: Bool[np.ndarray, "S S"], prediction: Bool[np.ndarray, "S S"]) -> float | None:
-    both = int(np.count_nonzero(truth & prediction))
-    return dice_of_counts(both, int(np.count_nonzero(prediction)) - both, int(np.count_nonzero(truth)) - both)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

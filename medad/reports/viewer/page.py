@@ -20,17 +20,29 @@ from medad.base.storage import read_json, write_bytes
 from medad.cohort.datasets import LabelledScan
 from medad.ct.checks import require_liver
 from medad.ct.io import read_labels_on, read_scan
-from medad.reporting.page import page_environment, script_of
+from medad.reporting.page import jpeg_uri, page_environment, script_of
+from medad.reports.run.shown_slices import picture_rows
 from medad.reports.viewer.volume import BYTE_KNOTS, HU_KNOTS, MOST_VOXELS, ShownVolume, shown_volume
 from medad.steps.cases import read_truth
 from medad.steps.read_case import read_case_labels, read_case_scan
+from medad.steps.results import PAGE_FILE, CaseResult
 
 FILES = (("masks", ".nii.gz"), ("probabilities", ".nii.gz"), ("lesions", ".json"))
 """Folder and ending of each file of a case in a run folder."""
+PRINTED_PX, PRINTED_QUALITY = 224, 85
+"""Side of a panel in the printed pictures, and their JPEG quality."""
 MOST_BYTES, LEAST_VOXELS = 15_000_000, 100_000
 """Largest size of a page. Below the second number the table of lesions takes the space."""
 WINDOWS = {"Liver": (-20, 180), "Soft tissue": (-160, 240), "Lung": (-1000, 400), "Bone": (-500, 1300)}
 """Windows to choose from, in HU."""
+
+
+@dataclass(frozen=True)
+class PrintedPicture:
+    """A picture of the case for paper, as a data URI."""
+
+    caption: str
+    uri: str
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,30 @@ class SegmentedFiles:
         return files
 
 
-def write_case_page(case: LabelledScan, case_id: str, files: SegmentedFiles, page: Path, *, back: str) -> None:
+def write_result_page(out: Path, *, case: LabelledScan, result: CaseResult[Path]) -> None:
+    """Write the page of a finished case, `case.html`, into an existing folder.
+
+    A run publishes it in its folder `cases`, so the page links to the report one folder above. On paper it shows the
+    report's pictures of the case. Raises as `write_case_page`.
+    """
+    assert result.segmented is not None, "a finished case is segmented"
+    names = ("mask.nii.gz", "probability.nii.gz", "lesions.json")
+    printed = [
+        PrintedPicture(row.caption, jpeg_uri(row.picture, PRINTED_QUALITY)) for row in picture_rows(result, PRINTED_PX)
+    ]
+    files = SegmentedFiles(*(result.segmented / name for name in names))
+    write_case_page(case, result.case_id, files, out / PAGE_FILE, back="../report.html", printed=printed)
+
+
+def write_case_page(
+    case: LabelledScan,
+    case_id: str,
+    files: SegmentedFiles,
+    page: Path,
+    *,
+    back: str,
+    printed: Sequence[PrintedPicture] = (),
+) -> None:
     """Write the page of a segmented case.
 
     Parameters
@@ -62,6 +97,8 @@ def write_case_page(case: LabelledScan, case_id: str, files: SegmentedFiles, pag
         Name of the case in the page.
     back
         Relative address of the run's report.
+    printed
+        Pictures for paper. Without them the three planes are printed as they are shown.
 
     Raises
     ------
@@ -87,7 +124,7 @@ def write_case_page(case: LabelledScan, case_id: str, files: SegmentedFiles, pag
         shown = shown_volume(
             volume.hu, liver, prediction, truth, scores.hu, geometry.canonical_spacing_mm, most_voxels=most
         )
-        text = render_case(case_id, shown, table["lesions"], back).encode()
+        text = render_case(case_id, shown, table["lesions"], back, printed).encode()
         if len(text) <= MOST_BYTES or most < LEAST_VOXELS:
             break
         most = int(0.9 * most * MOST_BYTES / len(text))
@@ -95,7 +132,13 @@ def write_case_page(case: LabelledScan, case_id: str, files: SegmentedFiles, pag
     write_bytes(page, text)
 
 
-def render_case(case_id: str, shown: ShownVolume, lesions: Sequence[Mapping[str, Any]], back: str) -> str:
+def render_case(
+    case_id: str,
+    shown: ShownVolume,
+    lesions: Sequence[Mapping[str, Any]],
+    back: str,
+    printed: Sequence[PrintedPicture] = (),
+) -> str:
     """Return the page as text. `lesions` are the rows of the lesion table."""
     places = _places(shown.lesions, len(lesions))
     predicted = shown.lesions > 0
@@ -121,7 +164,9 @@ def render_case(case_id: str, shown: ShownVolume, lesions: Sequence[Mapping[str,
     environment = page_environment("medad.reports.viewer")
     rows = [SimpleNamespace(place=place, **row) for place, row in zip(places, lesions, strict=True)]
     script, digest = script_of("medad.reports.viewer", "viewer.js")
-    doc = SimpleNamespace(name=case_id, notes=(), lesions=rows, truth=meta["truth"], windows=WINDOWS, back=back)
+    doc = SimpleNamespace(
+        name=case_id, notes=(), lesions=rows, truth=meta["truth"], windows=WINDOWS, back=back, printed=printed
+    )
     return environment.get_template("case.html").render(
         doc=doc,
         meta=json.dumps(meta),

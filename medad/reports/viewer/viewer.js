@@ -201,6 +201,11 @@ function listen(name) {
   });
 }
 
+function showLesion(number) {
+  const place = meta.places[number - 1];
+  if (place) { state.at = [...place]; update(); }
+}
+
 function drawMarks() {
   const canvas = find("marks"), pen = canvas.getContext("2d");
   canvas.width = 1000;
@@ -235,8 +240,11 @@ async function main() {
     if (event.key === "m") setMeasuring(!state.measuring);
   });
   for (const button of document.querySelectorAll("[data-place]")) {
-    button.addEventListener("click", () => { state.at = [...meta.places[button.dataset.place - 1]]; update(); });
+    button.addEventListener("click", () => showLesion(button.dataset.place));
   }
+  const follow = () => showLesion(/^#lesion-(\d+)$/.exec(location.hash)?.[1]);
+  addEventListener("hashchange", follow);
+  follow();
   drawMarks();
   setWindow(...meta.windows[names[0]]);
 }

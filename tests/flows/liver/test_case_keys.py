@@ -35,7 +35,7 @@ def test_where_a_case_lies_and_what_it_is_called_do_not_matter(case: Case, tmp_p
     )
     settings = parse(BASE, source="test")
     base, renamed = keys_of(settings, case), keys_of(settings, other)
-    assert {name for name in base if base[name] != renamed[name]} == {"report"}
+    assert {name for name in base if base[name] != renamed[name]} == {"case-page", "report"}
 
 
 @pytest.mark.usefixtures("cache")
@@ -46,7 +46,7 @@ def test_what_a_case_is_does_matter(case: Case, tmp_path: Path, what: str) -> No
     values: dict[str, Any] = {"scan": new, "label": new, "liver_labels": (1,), "tumour_label": None}
     settings = parse(BASE, source="test")
     base, other = keys_of(settings, case), keys_of(settings, replace(case, **{what: values[what]}))
-    assert {name for name in base if base[name] != other[name]} == {"insert", "prepare", "evaluate"}
+    assert {name for name in base if base[name] != other[name]} == {"insert", "prepare", "evaluate", "case-page"}
 
 
 @pytest.mark.usefixtures("cache")
@@ -94,7 +94,7 @@ def test_no_part_of_a_key_holds_a_path_or_a_name(case: Case, tmp_path: Path) -> 
     for call in every_call(case, tmp_path):
         text = str(call.parts())
         assert str(tmp_path) not in text
-        assert call.step is liver_steps.REPORT or case.id not in text
+        assert call.step in (liver_steps.REPORT, liver_steps.CASE_PAGE) or case.id not in text
 
 
 @pytest.mark.usefixtures("cache")

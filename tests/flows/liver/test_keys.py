@@ -75,10 +75,11 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("postprocess.outline_share", 0.5, {"segment"}),
     ("postprocess.false_positive_ml", 2.0, {"segment"}),
     ("evaluation.lesion_overlap", 0.5, {"evaluate"}),
+    ("viewer", False, set()),  # then the flow does not write pages at all
     ("test_data.insert.seed", 1, {"insert"}),
     ("test_data.insert.contrast_hu", [-50.0, -30.0], {"insert"}),
-    ("test_data.affine_mismatch", "warn", {"insert", "prepare", "evaluate"}),
-    ("test_data.affine_from", "sform", {"insert", "prepare", "evaluate"}),
+    ("test_data.affine_mismatch", "warn", {"insert", "prepare", "evaluate", "case-page"}),
+    ("test_data.affine_from", "sform", {"insert", "prepare", "evaluate", "case-page"}),
 ]
 
 

@@ -16,7 +16,7 @@ from medad.base.errors import CaseFailure
 from medad.config.liver import DatasetSettings, InsertSettings
 from medad.evaluation.metrics import CaseEvaluation, dice, summarise
 from medad.reports.run.document import CURVE_POINTS
-from medad.reports.run.report import RANK_TITLES, pick_slices
+from medad.reports.run.shown_slices import RANK_TITLES, pick_slices
 from tests.medad.report_cases import Report, liver_settings, write_case, write_curve
 
 
