@@ -29,6 +29,9 @@ class Page(html.parser.HTMLParser):
         """Texts of th and dt."""
         self.styles = ""
         self.scripts: list[str] = []
+        self.data: list[str] = []
+        """Contents of script elements that are data."""
+        self._data = False
         self.policy = ""
         """The page's Content-Security-Policy."""
         self._open: list[str] = []
@@ -45,8 +48,9 @@ class Page(html.parser.HTMLParser):
         if values.get("http-equiv") == "Content-Security-Policy":
             self.policy = values.get("content") or ""
         if tag == "script":
-            assert not values, "no script from elsewhere"
-            self.scripts.append("")
+            assert set(values) <= {"type", "id"}, "no script from elsewhere"
+            self._data = values.get("type") == "application/json"
+            (self.data if self._data else self.scripts).append("")
         if tag == "img":
             self.images.append(values)
         if tag in HEADINGS:
@@ -55,7 +59,7 @@ class Page(html.parser.HTMLParser):
             self.labels.append("")
         self.links.extend(value for name, value in attrs if name in ("href", "src", "action", "data") and value)
         self.ids.extend(value for name, value in attrs if name == "id" and value)
-        if tag not in ("img", "meta", "br", "link"):
+        if tag not in ("img", "meta", "br", "link", "input"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -66,7 +70,7 @@ class Page(html.parser.HTMLParser):
             self.styles += data
             return
         if "script" in self._open:
-            self.scripts[-1] += data
+            (self.data if self._data else self.scripts)[-1] += data
             return
         self._words.append(data)
         if set(HEADINGS) & set(self._open):
@@ -80,18 +84,18 @@ class Page(html.parser.HTMLParser):
         return re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
 
     def assert_self_contained(self) -> None:
-        """Check that the page loads nothing, runs the kit's script alone, and that links have targets, pictures texts.
+        """Check that the page loads nothing, runs the package's scripts, and that links have targets, pictures texts.
 
-        Its policy has the script's digest, so a browser runs no other.
+        Its policy has the scripts' digests, so a browser runs no other.
         """
         for link in self.links:
             assert link.startswith(("data:", "#"))
             if link.startswith("#"):
                 assert link[1:] in self.ids
-        [script] = self.scripts
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-        policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-        assert self.policy == f"{policy}; script-src 'sha256-{digest}'"
+        digests = {base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in self.scripts}
+        policy, _, scripts = self.policy.partition("; script-src ")
+        assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        assert sorted(scripts.split()) == sorted(f"'sha256-{digest}'" for digest in digests)
         assert not {"link", "iframe", "object", "embed", "form"} & set(self.tags)
         assert self.styles.count("url(") == self.styles.count("url(data:")
         assert "@import" not in self.styles

@@ -30,12 +30,12 @@ from zsad.config.settings import ZsadSettings
 from zsad.scorers.dual.settings import DualImage
 from zsad.steps.results import AblationResult, SystemResult
 
-RUN_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv", "curves.csv")
+RUN_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv", "curves.csv", "gallery")
 COMPARE_FILES = (
     *("report.html", "report.json", "preview.png", "systems.csv", "scores.csv", "summary.csv", "paired.csv"),
     *("ablations.csv", "table_image.tex", "table_pixel.tex"),
 )
-SCORE_FILES = ("report.html", "report.json", "preview.png", "scores.csv", "maps", "flagged")
+SCORE_FILES = ("report.html", "report.json", "preview.png", "scores.csv", "maps", "flagged", "gallery")
 TRAINED_FILES = ("checkpoint.safetensors", "training.json")
 THRESHOLD_FILES = ("threshold.json",)
 

@@ -16,14 +16,17 @@ from zsad.config.settings import ZsadSettings
 from zsad.steps.results import AblationResult, CategoryResult, SystemResult
 
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
-_RUN_PAGE = (*PAGE, "zsad/reports/run/report_template.html")
-REPORT = Step("zsad-report", 1, "zsad.reports.run.report:write_report", _DRAWING, files=_RUN_PAGE, reads=True)
-MAPS = Step(
-    "zsad-maps", 1, "zsad.reports.run.outputs:write_score_outputs", (*_DRAWING, "torch"), files=_RUN_PAGE, reads=True
+_DRAWING_MAPS = (*_DRAWING, "torch")
+_RUN_PAGE = (
+    *PAGE,
+    *(
+        f"zsad/reports/run/{name}"
+        for name in ("report_template.html", "gallery.html", "gallery_page.html", "gallery.js")
+    ),
 )
-CATEGORY_MAPS = Step(
-    "zsad-category-maps", 1, "zsad.reports.run.maps:write_category_maps", (*_DRAWING, "torch"), reads=True
-)
+REPORT = Step("zsad-report", 1, "zsad.reports.run.report:write_report", _DRAWING_MAPS, files=_RUN_PAGE, reads=True)
+MAPS = Step("zsad-maps", 1, "zsad.reports.run.outputs:write_score_outputs", _DRAWING_MAPS, files=_RUN_PAGE, reads=True)
+CATEGORY_MAPS = Step("zsad-category-maps", 1, "zsad.reports.run.maps:write_category_maps", _DRAWING_MAPS, reads=True)
 COMPARE_REPORT = Step(
     "zsad-compare",
     1,

@@ -6,7 +6,6 @@ a category is listed and left out there. The others continue, and the report is 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from zsad.clip.models import encoder_info
 from zsad.config.settings import ZsadSettings, ablation_systems
 from zsad.config.system_base import LearnedSettings, SystemSettings
 from zsad.config.systems import System
+from zsad.data.map_names import MAPS, folder_name
 from zsad.scorers.anomalyclip.settings import AnomalyClip
 from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.dual.settings import DualImage
@@ -289,9 +289,9 @@ class Stages(FeatureStages):
         copies = []
         for system, name, task in tasks:
             ref = task.ref()
-            folder = ["maps", *([_file_name(system.display_name)] if len(systems) > 1 else []), _file_name(name)]
+            folder = [MAPS, *([folder_name(system.display_name)] if len(systems) > 1 else []), folder_name(name)]
             if ref is not None:
-                copies.append(FileCopy(ref, "maps", "/".join(folder)))
+                copies.append(FileCopy(ref, MAPS, "/".join(folder)))
         return copies
 
     def settings_of(self, system: SystemSettings) -> ZsadSettings:
@@ -332,11 +332,6 @@ class Stages(FeatureStages):
         """Call `finish` with this flow's entries of the manifest."""
         manifest = {"encoders": {name: weights_shown(one) for name, one in self.settings.encoders.items()}}
         return self.finish(out, self.settings, copies, manifest, started, shows, private=private, useful=useful)
-
-
-def _file_name(name: str) -> str:
-    """Return a name for a folder: letters, digits, dots, hyphens and underscores."""
-    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "_"
 
 
 def _folders(found: ByCategory) -> dict[str, dict[int, Ref]]:

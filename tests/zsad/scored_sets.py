@@ -124,7 +124,8 @@ def write_category(
         (folder / part).mkdir(parents=True)
     (folder / "features" / INDEX).write_text(index.model_dump_json(by_alias=True), encoding="utf-8")
     np.save(folder / "features" / CLASS_TOKENS, np.zeros((first_row, 8), np.float32))
-    write_json(folder / "text" / "text.json", {"counts": {"normal": 308, "anomalous": 308}, "category": name})
+    prompts = {"normal": [f"a perfect {name}"], "anomalous": [f"a broken {name}", f"a torn {name}"]}
+    write_json(folder / "text" / "text.json", {"prompts": prompts, "words": name, "category": name})
     scores, evaluated = {}, {}
     for seed in settings.seeds:
         scores[seed], evaluated[seed] = folder / f"scores-{seed}", folder / f"evaluated-{seed}"

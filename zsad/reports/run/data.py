@@ -26,6 +26,7 @@ from zsad.reports.run.document import (
     MaskProblem,
     SeedFigures,
     ShownImage,
+    UsedPrompts,
 )
 from zsad.reports.run.figures import variant_figures
 from zsad.scorers.stored_scores import StoredScores, open_scores
@@ -51,7 +52,7 @@ class LoadedCategory:
     """Curves of the shown seed."""
     scores: StoredScores
     """Scores of the shown seed."""
-    prompts_per_side: int | None
+    prompts: UsedPrompts | None
 
     @property
     def shown_seed(self) -> int:
@@ -122,7 +123,7 @@ class LoadedCategory:
                 for one in first.problems
                 if one.sha256 in ids
             ),
-            prompts_per_side=self.prompts_per_side,
+            prompts=self.prompts,
             variants=tuple(
                 variant_figures(v, {seed: seed_figures(one.variants[v]) for seed, one in self.evaluated.items()})
                 for v in variants
@@ -153,9 +154,7 @@ def load_category(result: CategoryResult[Path], variants: Sequence[str]) -> Load
         index=index,
         curves=CategoryCurves.load(result.evaluated[seed]),
         scores=open_scores(result.scores[seed]),
-        prompts_per_side=None
-        if result.text is None
-        else read_record(_TextFile, result.text / "text.json").counts.get("anomalous"),
+        prompts=None if result.text is None else read_record(_TextFile, result.text / "text.json").used(),
     )
 
 
@@ -188,4 +187,16 @@ class _IgnoresOtherFields(BaseModel):
 
 
 class _TextFile(_IgnoresOtherFields):
-    counts: dict[str, int] = Field(default_factory=dict)
+    words: str = ""
+    domains: tuple[str, ...] = ()
+    prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+    def used(self) -> UsedPrompts | None:
+        if not self.prompts:
+            return None
+        return UsedPrompts(
+            words=self.words,
+            domains=self.domains,
+            normal=self.prompts.get("normal", ()),
+            anomalous=self.prompts.get("anomalous", ()),
+        )

@@ -145,6 +145,17 @@ class MaskProblem(_Part):
     rule: str
 
 
+class UsedPrompts(_Part):
+    """The texts with which the images of a category were compared."""
+
+    words: str
+    """Name of the object in the texts."""
+    domains: tuple[str, ...] = ()
+    """Words for the kind of picture in the texts, if the style has any."""
+    normal: tuple[str, ...]
+    anomalous: tuple[str, ...]
+
+
 class CategoryReport(_Part):
     name: str
     encoder: str
@@ -155,7 +166,8 @@ class CategoryReport(_Part):
     unlabelled: int
     masks: int
     mask_problems: tuple[MaskProblem, ...]
-    prompts_per_side: int | None
+    prompts: UsedPrompts | None
+    """Texts that the system compares the images with. None: it reads no prompts."""
     variants: tuple[VariantFigures, ...]
     shown_seed: int
     """Seed of the pictures, the histogram and the curves."""
@@ -250,10 +262,16 @@ def make_document(
         categories=tuple(categories),
         failures=tuple(failures),
         metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
-        definitions=definitions_shown(settings.evaluation),
+        definitions={
+            term: text for term, text in definitions_shown(settings.evaluation).items() if macro or term in _UNMEASURED
+        },
         settings=settings.public(*MACHINE_FIELDS),
         versions={name: hide_paths(versions[name]) for name in sorted(versions)},
     )
+
+
+_UNMEASURED = {"Deployable threshold"}
+"""Terms that a report uses even if the images have no labels."""
 
 
 def notices_of(settings: ZsadSettings, encoders: Sequence[EncoderInfo]) -> list[Notice]:

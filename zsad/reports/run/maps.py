@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from zsad.clip.models import EncoderInfo
 from zsad.config.settings import ZsadSettings
 from zsad.data.images import read_image, resize_map
 from zsad.data.labelled import LabelledImage
+from zsad.data.map_names import MAPS, file_parts
 from zsad.reports.pictures import overlay
 from zsad.reports.run.data import LoadedCategory, load_category
 from zsad.reports.run.document import notices_of, variant_titles
@@ -26,7 +26,6 @@ from zsad.reports.run.report import colour_scale, heat_scale
 from zsad.steps.results import CategoryResult
 
 MapFormat = Literal["png", "tiff", "npy"]
-MAPS = "maps"
 ABOUT = "about.txt"
 """Name of a file in the folder of maps that describes them, because .npy files have no description."""
 PNG_SIDE_PX = 2048
@@ -37,8 +36,6 @@ PNG_COMPRESSION = 1
 """Level of zlib's compression. The usual 6 took five times as long and made photographs 15 % smaller."""
 DRAWING_THREADS = 2
 """Number of threads that draw and write maps. Pillow releases Python's global lock while it compresses."""
-_LONGEST_NAME_BYTES = 200
-"""Longest name of a file without its suffix. Most file systems allow 255 bytes."""
 
 
 class MapWriter:
@@ -81,7 +78,7 @@ class MapWriter:
 
     def file_of(self, image: LabelledImage, suffix: str) -> Path:
         """Return the path of an image's map. Names that are too long for a file system are cut and get a digest."""
-        parts = [_short(part) for part in image.id.split("/")]
+        parts = file_parts(image.id)
         # with_suffix is not used, because an id may contain dots
         return self._folder.joinpath(*parts[:-1], f"{parts[-1]}{suffix}")
 
@@ -160,14 +157,6 @@ def write_category_maps(
     for done, _ in enumerate(writer.write_all(loaded.images), start=1):
         if on_progress is not None:
             on_progress(done, len(loaded.images))
-
-
-def _short(name: str) -> str:
-    encoded = name.encode()
-    if len(encoded) <= _LONGEST_NAME_BYTES:
-        return name
-    kept = encoded[: _LONGEST_NAME_BYTES - 9].decode(errors="ignore")
-    return f"{kept}-{hashlib.sha256(encoded).hexdigest()[:8]}"
 
 
 def _about(variant: str, encoder: EncoderInfo, settings: ZsadSettings) -> str:

@@ -22,8 +22,9 @@ from medad.reporting.tables import write_csv
 from zsad.clip.models import describe_encoder
 from zsad.config.settings import ZsadSettings
 from zsad.data.labelled import LabelledImage
+from zsad.data.map_names import MAPS
 from zsad.reports.run.data import LoadedCategory, load_category
-from zsad.reports.run.maps import MAPS, MapFormat, MapWriter
+from zsad.reports.run.maps import MapFormat, MapWriter
 from zsad.reports.run.report import write_pages
 from zsad.steps.results import CategoryResult
 

@@ -37,6 +37,7 @@ from zsad.reports.run.document import (
     variant_titles,
 )
 from zsad.reports.run.figures import macro_means, pick_images
+from zsad.reports.run.gallery import GalleryPart, gallery_data, gallery_script, make_gallery
 from zsad.reports.run.tables import curve_rows, result_rows, score_rows
 from zsad.steps.evaluate import CurvePair
 from zsad.steps.results import CategoryResult
@@ -135,7 +136,8 @@ def write_pages(
     )
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
     uris = [[jpeg_uri(row.picture, quality) for row in rows] for rows in pictured]
-    page = render_html(document, settings, uris, [_chart(one, variant) for one in loaded])
+    gallery = make_gallery(out, loaded, settings, scale, document.name)
+    page = render_html(document, settings, uris, [_chart(one, variant) for one in loaded], gallery)
     write_bytes(out / "report.html", page.encode())
     if scale:
         _write_preview(out / "preview.png", document, pictured, scale)
@@ -143,14 +145,27 @@ def write_pages(
 
 
 def render_html(
-    document: ReportDocument, settings: ZsadSettings, row_uris: Sequence[Sequence[str]], chart_uris: Sequence[str]
+    document: ReportDocument,
+    settings: ZsadSettings,
+    row_uris: Sequence[Sequence[str]],
+    chart_uris: Sequence[str],
+    gallery: Sequence[GalleryPart] = (),
 ) -> str:
-    """Render the document as one self-contained page. `row_uris` has a picture for each shown image by category."""
+    """Render the document as one self-contained page. `row_uris` has a picture for each shown image by category.
+
+    The page shows the gallery's images, or links to the gallery's own pages.
+    """
     environment = page_environment("zsad.reports.run")
     shown_as = {ONLY_VARIANT: settings.method.display_name}
     environment.filters.update(plain=_number, count=_count, shown=lambda variant: shown_as.get(variant, variant))
+    script, digest = gallery_script()
+    here = [part for part in gallery if not part.file]
     return environment.get_template("report_template.html").render(
         doc=document,
+        gallery=gallery,
+        gallery_json=gallery_data(here) if here else "",
+        gallery_script=script,
+        more_scripts=digest if here else "",
         row_uris=row_uris,
         chart_uris=chart_uris,
         listed=[_highest_scored(category) for category in document.categories],
