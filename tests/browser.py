@@ -82,6 +82,7 @@ def opened(page: Path, folder: Path, *, width: int = 1200) -> Iterator[OpenPage]
                 found = OpenPage(connection)
                 for domain in ("Page", "Runtime", "Log", "Network"):
                     found.send(f"{domain}.enable")
+                found.send("Emulation.setFocusEmulationEnabled", enabled=True)
                 found.send("Page.navigate", url=page.as_uri())
                 found.ask(
                     "while (document.readyState !== 'complete') await new Promise((done) => setTimeout(done, 20));"

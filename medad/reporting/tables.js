@@ -57,3 +57,13 @@ for (const table of document.querySelectorAll("table.sort")) {
   });
   addFilter(table);
 }
+
+// what scrolls sideways can be scrolled by the keyboard
+function letKeysScroll() {
+  for (const each of document.querySelectorAll(".scroll")) {
+    if (each.scrollWidth > each.clientWidth) each.tabIndex = 0;
+    else each.removeAttribute("tabindex");
+  }
+}
+letKeysScroll();
+addEventListener("resize", letKeysScroll);
