@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
+from flows.machine.environment import LOCAL_HOSTS, runs_root
 from flows.runs.headline import HEADLINE, read_headline, read_notices_text
 from flows.runs.runner import Runner
 from medad.base.text import PLACEHOLDER
 
+REPORTS = "/reports"
+"""Path of the runs' reports on the server of `adflows serve`."""
 MAX_PICTURE_BYTES = 2_000_000
 """Size limit of a picture. An artifact is stored as one row of Prefect's database."""
 
@@ -128,7 +133,7 @@ def create_run_artifacts(layout: UiLayout, folder: Path, runner: Runner, *, priv
     except (OSError, ValueError):
         report = {}
     table = _table(layout, layout.rows(report), runner)
-    markdown = _markdown(folder, PLACEHOLDER if private else str(folder / "report.html"), runner)
+    markdown = _markdown(folder, _report_line(folder, private=private), runner)
     picture, name = folder / "preview.png", layout.flow
     create_table_artifact(table=table, key=f"{name}-{layout.table}", description=f"{layout.table} of this run")
     create_markdown_artifact(markdown=markdown, key=f"{name}-report")
@@ -155,8 +160,32 @@ def _table(layout: UiLayout, rows: list[dict[str, Any]], runner: Runner) -> list
     return rows + [columns | row for row in failed]
 
 
+def _report_line(folder: Path, *, private: bool) -> str:
+    """Return where the report is: a link if the server of the run shows it, else its file and how to open it."""
+    if private:
+        return f"Report: `{PLACEHOLDER}` (open this file in a browser)"
+    if (address := report_address(folder)) is not None:
+        return f"[Open the report]({address}) (the browser asks for the server's secret: user and password)"
+    return f"Report: `{folder / 'report.html'}` (open this file in a browser, or run `adflows open` with its folder)"
+
+
+def report_address(folder: Path) -> str | None:
+    """Return the address of a run's report on this machine's server. None: the server does not show this folder."""
+    from flows.runs.temporary_server import temporary_url
+
+    api = os.environ.get("PREFECT_API_URL")
+    if not api or api == temporary_url() or urlsplit(api).hostname not in LOCAL_HOSTS:
+        return None
+    try:
+        parts = folder.resolve().relative_to(runs_root().resolve()).parts
+    except ValueError:
+        return None
+    origin = (os.environ.get("PREFECT_UI_URL") or api.removesuffix("/api")).rstrip("/")
+    return "/".join([f"{origin}{REPORTS}", *map(quote, parts), "report.html"])
+
+
 def _markdown(folder: Path, where: str, runner: Runner) -> str:
-    lines = [f"Report: `{where}` (open this file in a browser; the UI cannot link to files)", ""]
+    lines = [where, ""]
     statement = read_notices_text(folder)
     lines += [statement, ""] if statement else []
     if headline := read_headline(folder):

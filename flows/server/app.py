@@ -1,4 +1,4 @@
-"""The program of the server: Prefect's application, which only answers to the host names that it is meant to have.
+"""The program of the server: Prefect's application and the runs' reports, for the host names that it is meant to have.
 
 A page of another site can let its own name resolve to 127.0.0.1, and a browser then sends it to this server. Such a
 request has the other site's name in its header `Host`, and gets no answer.
@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from flows.machine.environment import LOCAL_HOSTS
+from flows.machine.environment import LOCAL_HOSTS, runs_root
 from flows.server.automations import restart_deadlines
+from flows.server.reports import with_reports
 
 HOSTS_VARIABLE = "ADFLOWS_HOSTS"
 _BROWSER_VARIABLES = ("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "PREFECT_UI_URL")
@@ -33,10 +34,14 @@ def allowed_hosts() -> list[str]:
 
 
 def application() -> TrustedHostMiddleware:
-    """Return Prefect's application behind a check of the host name."""
+    """Return Prefect's application and the runs' reports behind a check of the host name."""
     from prefect.server.api.server import create_app
+    from prefect.settings import get_current_settings
 
-    return TrustedHostMiddleware(create_app(final=True), allowed_hosts(), www_redirect=False)
+    secret = get_current_settings().server.api.auth_string
+    shown = None if secret is None else secret.get_secret_value()
+    app = with_reports(create_app(final=True), runs_root(), shown)
+    return TrustedHostMiddleware(app, allowed_hosts(), www_redirect=False)
 
 
 def main() -> None:

@@ -15,15 +15,15 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from flows.machine.environment import LOCAL_HOSTS
+from flows.server.files import HEADERS, file_answer, text_answer
 from medad.base.errors import ConfigError
 
 FIRST_PAGES = ("report.html", "index.html")
 _COOKIE = "adflows-open"
-_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
 def first_page(folder: Path) -> str:
@@ -43,20 +43,16 @@ def make_app(folder: Path, token: str) -> Starlette:
         given = request.query_params.get("token")
         if given is not None and unused and secrets.compare_digest(given, unused[0]):
             unused.clear()
-            response: Response = RedirectResponse(f"/{page}", headers=_HEADERS)
+            response: Response = RedirectResponse(f"/{page}", headers=HEADERS)
             # the port is part of the name, because browsers send cookies of a host to all its ports
             response.set_cookie(f"{_COOKIE}-{request.url.port}", session, httponly=True, samesite="strict")
             return response
-        return RedirectResponse(f"/{page}", headers=_HEADERS) if _is_known(request, session) else _refusal()
+        return RedirectResponse(f"/{page}", headers=HEADERS) if _is_known(request, session) else _refusal()
 
     def serve(request: Request) -> Response:
         if not _is_known(request, session):
             return _refusal()
-        parts = request.path_params["path"].split("/")
-        file = root.joinpath(*parts).resolve()
-        if any(part.startswith(".") for part in parts) or not file.is_relative_to(root) or not file.is_file():
-            return PlainTextResponse("no such file", 404, headers=_HEADERS)
-        return FileResponse(file, headers=_HEADERS)
+        return file_answer(root, request.path_params["path"])
 
     return Starlette(
         routes=[Route("/", start), Route("/{path:path}", serve)],
@@ -69,10 +65,8 @@ def _is_known(request: Request, session: str) -> bool:
 
 
 def _refusal() -> Response:
-    return PlainTextResponse(
-        "This address was opened before, by another browser perhaps. Run `adflows open` again for a new one.",
-        403,
-        headers=_HEADERS,
+    return text_answer(
+        403, "This address was opened before, by another browser perhaps. Run `adflows open` again for a new one."
     )
 
 

@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.machine.environment import heartbeat_s, prefect_home, product_folder, working_folder
+from flows.machine.environment import heartbeat_s, prefect_home, product_folder, runs_root, working_folder
 from flows.machine.own_server import CLIENT_VARIABLE, SERVER_VARIABLE, ensure_secret, only_server, secret_file
 from flows.machine.terminal import print_result
+from flows.runs.ui_artifacts import REPORTS
 from flows.server.supervise import POLL_S, Child, run_until_stopped
 from flows.server.ui_policy import change_pages
 from medad.base.errors import ConfigError
@@ -186,7 +187,7 @@ def _start_server(server: Child, server_options: ServerOptions) -> None:
     server.start()
     _wait_for(server, server_options)
     change_pages(Path(os.environ["PREFECT_UI_STATIC_DIRECTORY"]))
-    print_result(f"server: {server_options.url}")
+    print_result(f"server: {server_options.url}, reports: {server_options.url}{REPORTS}/")
 
 
 def server_environment(server_options: ServerOptions) -> dict[str, str]:
@@ -202,6 +203,8 @@ def server_environment(server_options: ServerOptions) -> dict[str, str]:
     }
     values = {name: os.environ.get(name, value) for name, value in defaults.items()}
     values |= {
+        # the server shows the reports of the folder that deployed flows write to
+        "ADFLOWS_RUNS": str(runs_root() if os.environ.get("ADFLOWS_RUNS") else working_folder() / "runs"),
         "PREFECT_SERVER_API_HOST": server_options.address,
         "PREFECT_SERVER_API_PORT": str(server_options.port),
         "PREFECT_API_URL": f"{server_options.url}/api",

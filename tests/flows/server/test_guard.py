@@ -21,6 +21,7 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
+from prefect.server.api.server import create_app
 from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, temporary_settings
 from prefect.states import Cancelling, Completed, Crashed, Running
 from prefect.workers.process import ProcessJobConfiguration
@@ -62,9 +63,10 @@ def authorization(secret: str) -> dict[str, str]:
 
 def statuses(app: Any, headers: dict[str, str]) -> dict[tuple[str, str], int]:
     """Return the status of a request to every operation of the API, by method and path."""
+    prefect_app: Any = create_app(final=True)  # the one inside, which Prefect keeps
     operations = [
         (method.upper(), f"/api{path.replace('{', '').replace('}', '')}")
-        for path, methods in app.app.api_app.openapi()["paths"].items()
+        for path, methods in prefect_app.api_app.openapi()["paths"].items()
         for method in methods
     ]
 
