@@ -110,7 +110,7 @@ def outcome_as_json(outcome: Outcome) -> dict[str, Any]:
         "cached": outcome.cached,
         "seconds": outcome.seconds,
         "failures": [{"case": f.case_id, "stage": f.stage, "rule": f.rule} for f in outcome.failures],
-        "headline": outcome.headline,
+        "headline": {key: figure.value for key, figure in outcome.headline.items()},
         "notices": [] if outcome.run_folder is None else read_notices(outcome.run_folder),
         **{name: value for name, value in outcome.details.items() if name != "lines"},
     }
@@ -136,7 +136,7 @@ def exit_by_outcome(*outcomes: Outcome) -> None:
 
 def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "") -> None:
     """Print the headline figures, the paths of the results, the number of tasks and the time."""
-    from flows.runs.headline import HEADLINE, read_notices_text
+    from flows.runs.headline import read_notices_text
 
     plan = outcome.details.get("plan")
     for line in [title] * bool(title) + (list(lines) if plan is None else outcome.details["lines"]):
@@ -147,8 +147,9 @@ def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "
             f"{count['cached']} cached, {count['make']} to make, {count['follows']} depend on these; nothing written"
         )
         return
-    for key, value in outcome.headline.items():
-        print_result(f"{HEADLINE[key]:<32} {'undefined' if value is None else format(value, '.3f')}")
+    for figure in outcome.headline.values():
+        shown = "undefined" if figure.value is None else format(figure.value, ".3f")
+        print_result(f"{figure.title:<32} {shown}")
     if outcome.run_folder is not None and (statement := read_notices_text(outcome.run_folder)):
         print_result(statement)
     reported = outcome.run_folder is not None and (outcome.run_folder / "report.html").is_file()

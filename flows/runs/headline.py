@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-HEADLINE = {
-    # liver, inserted lesions
-    "sensitivity": "lesion sensitivity at the fixed false-positive volume",
-    # liver
-    "micro_dice_2d": "micro 2-D Dice",
-    "dice_3d_mean": "3-D Dice, mean over cases",
-    "voxel_auroc_mean": "voxel AUROC inside the liver",
-    # zsad, of the last system: mean over categories and seeds
-    "image_auroc": "image AUROC",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_aupro": "AUPRO",
-}
-"""Figures that are printed at the end of a run, if its report has them: key -> title."""
+from medad.base.text import list_names
+
+
+class Figure(NamedTuple):
+    """One figure of the headline."""
+
+    title: str
+    value: float | None
+    """The figure. None: undefined."""
+
+
 INSERTED_NOTICE = "Inserted lesions: these figures say how well inserted lesions are found, not tumours."
 
 
@@ -30,14 +28,21 @@ def _read_report(folder: Path) -> dict[str, Any]:
     return report if isinstance(report, dict) else {}
 
 
-def read_headline(folder: Path) -> dict[str, float | None]:
+def read_headline(folder: Path) -> dict[str, Figure]:
     """Return the headline figures of a run folder, by key. Empty if nothing was evaluated."""
+    return {each["key"]: Figure(each["title"], each["value"]) for each in _read_report(folder).get("headline", ())}
+
+
+def describe_data(folder: Path) -> str:
+    """Return what a run has worked on in a few words: the number of cases, or categories and images."""
     report = _read_report(folder)
-    figures = report.get("summary") or {}
-    if report.get("macro"):
-        metrics = report["macro"][-1]["metrics"]
-        figures = {key: None if stat is None else stat["mean"] for key, stat in metrics.items()}
-    return {key: figures[key] for key in HEADLINE if key in figures}
+    categories = report.get("categories")
+    if categories:
+        names = list_names([each["name"] for each in categories])
+        images = sum(len(each.get("images", ())) for each in categories)
+        return f"{names}: {images} images" if images else names
+    counts = {"case": report.get("cases") or report.get("scans"), "row": report.get("rows")}
+    return ", ".join(f"{len(found)} {name}{'' if len(found) == 1 else 's'}" for name, found in counts.items() if found)
 
 
 def read_notices(folder: Path) -> list[str]:

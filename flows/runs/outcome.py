@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.runs.headline import Figure
 from flows.runs.plan import PlanRunner
 from flows.runs.run_folder import RunFolder, publish_run_folder
 from flows.runs.runner import Runner
@@ -22,7 +23,7 @@ class Outcome:
     cached: int
     failures: tuple[CaseFailure, ...] = ()
     run_folder: Path | None = field(default=None, repr=False)
-    headline: dict[str, float | None] = field(default_factory=dict)
+    headline: dict[str, Figure] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     """Further values that the command prints as JSON."""
     useful: bool = True

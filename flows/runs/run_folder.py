@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.runs.headline import read_headline
+from flows.runs.headline import Figure, read_headline
 from flows.runs.runner import Runner
 from flows.runs.runs_page import root_of, write_runs_page
 from flows.store.artifacts import ArtifactStore
@@ -111,7 +111,7 @@ def copies_of(ref: Ref | None, *names: str) -> list[FileCopy]:
     return [] if ref is None else [FileCopy(ref, name, name) for name in names]
 
 
-def publish_run_folder(run: RunFolder, runner: Runner) -> dict[str, float | None]:
+def publish_run_folder(run: RunFolder, runner: Runner) -> dict[str, Figure]:
     """Write the run folder and return the headline figures, which are empty without ground truth.
 
     The folder is built under a temporary name and then moved into place. An earlier run folder of this name is

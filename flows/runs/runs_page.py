@@ -10,11 +10,11 @@ from types import SimpleNamespace
 from urllib.parse import quote
 
 from flows.machine.stage import format_seconds
-from flows.runs.headline import HEADLINE, read_headline
+from flows.runs.headline import Figure, describe_data, read_headline
 from medad.base.manifest import MANIFEST
 from medad.base.storage import write_bytes
 
-FLOWS = ("liver", "zsad")
+FLOWS = ("liver", "liver-ablate", "zsad", "zsad-compare", "zsad-train")
 """Folders of a root folder that have run folders."""
 PAGE = "index.html"
 
@@ -31,7 +31,9 @@ class RunRow:
     sound: bool
     """Whether no case failed."""
     seconds: float
-    headline: dict[str, float | None]
+    headline: dict[str, Figure]
+    data: str
+    """Its cases, or its categories and images, in a few words."""
     link: str
     """Relative address of the report. Empty: it has none."""
 
@@ -50,7 +52,7 @@ def write_runs_page(root: Path) -> None:
     from medad.reporting.page import page_environment
 
     rows = sorted(_rows(root), key=lambda row: row.created, reverse=True)
-    figures = {key: title for key, title in HEADLINE.items() if any(key in row.headline for row in rows)}
+    figures = {key: figure.title for row in rows for key, figure in row.headline.items()}
     doc = SimpleNamespace(name="runs", notes=(), rows=rows, figures=figures)
     page = page_environment("medad.reporting").get_template("runs.html").render(doc=doc)
     write_bytes(root / PAGE, page.encode())
@@ -76,5 +78,6 @@ def _rows(root: Path) -> Iterator[RunRow]:
                 sound=not failed,
                 seconds=seconds,
                 headline=read_headline(folder),
+                data=describe_data(folder),
                 link=link,
             )

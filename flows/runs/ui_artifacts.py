@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from flows.machine.environment import LOCAL_HOSTS, runs_root
-from flows.runs.headline import HEADLINE, read_headline, read_notices_text
+from flows.runs.headline import read_headline, read_notices_text
 from flows.runs.runner import Runner
 from medad.base.text import PLACEHOLDER
 
@@ -67,7 +67,7 @@ def _zsad_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
         row = {"category": category["name"], "status": "done", "images": len(category["images"])}
         for key in ("image_auroc", "pixel_auroc", "pixel_aupro"):
             stat = variant["metrics"].get(key)
-            row[HEADLINE[key]] = format_figure(None if stat is None else stat["mean"])
+            row[report["metrics"][key]] = format_figure(None if stat is None else stat["mean"])
         rows.append(row | {"rule": ""})
     return rows
 
@@ -83,7 +83,7 @@ def _compare_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
         row = {"system": system["name"], "status": "done"}
         for key in ("image_auroc", "pixel_auroc", "pixel_aupro"):
             stat = ((system.get("mean") or {}).get("metrics") or {}).get(key)
-            row[HEADLINE[key]] = format_figure(None if stat is None else stat["mean"])
+            row[report["metrics"][key]] = format_figure(None if stat is None else stat["mean"])
         rows.append(row | {"rule": ""})
     return rows
 
@@ -94,7 +94,7 @@ def _ablation_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
         shown: dict[str, Any] = {"row": row["name"], "status": f"{len(row['seeds'])} seeds"}
         for key in ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean"):
             stat = row["stats"].get(key)
-            shown[HEADLINE[key]] = format_figure(None if stat is None else stat["mean"])
+            shown[report["figures"][key]] = format_figure(None if stat is None else stat["mean"])
         rows.append(shown | {"rule": ""})
     return rows
 
@@ -190,7 +190,7 @@ def _markdown(folder: Path, where: str, runner: Runner) -> str:
     lines += [statement, ""] if statement else []
     if headline := read_headline(folder):
         lines += ["| figure | value |", "|---|---|"]
-        lines += [f"| {HEADLINE[key]} | {format_figure(value)} |" for key, value in headline.items()]
+        lines += [f"| {title} | {format_figure(value)} |" for title, value in headline.values()]
     lines += ["", f"{runner.computed} tasks computed, {runner.cached} cached, {len(runner.failures)} failed."]
     return "\n".join(lines)
 

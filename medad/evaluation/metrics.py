@@ -319,49 +319,6 @@ def summarise(cases: Sequence[CaseEvaluation]) -> Summary:
     )
 
 
-def definitions(settings: EvaluationSettings) -> dict[str, str]:
-    """Return one text per metric: its meaning, formula, direction and rule for empty masks. Keys are of `Summary`."""
-    return {
-        "micro_dice_2d": (
-            "Overlap of prediction and truth: Dice = 2 TP / (2 TP + FP + FN) (Dice 1945), from 0 to 1. TP, FP and FN "
-            "are true-positive, false-positive and false-negative pixels. Higher is better. The pixels of all slices "
-            "and cases are counted together on the slice grid, as in the thesis. False positives in slices without "
-            "tumour count too. Undefined if truth and prediction are both empty."
-        ),
-        "dice_3d_mean": (
-            "Dice of the whole mask of a case on the scan's own voxel grid, averaged over cases. Higher is better. "
-            "If truth and prediction are both empty, the case counts as 1. If exactly one is empty, it counts as 0."
-        ),
-        "dice_3d_sd": "Sample standard deviation (ddof = 1) of the 3-D Dice over cases. Undefined below two cases.",
-        "slice_auroc": (
-            "Area under the ROC curve for the question: does a slice contain tumour? It is P(slice with tumour scores "
-            "higher than slice without) + P(tie) / 2 (Hanley and McNeil 1982). 0.5 is chance, 1 is best; higher is "
-            "better. The score of a slice is its largest probability inside the liver. All slices with liver of all "
-            "cases are pooled. Undefined if all slices contain tumour, or none does."
-        ),
-        "voxel_auroc_mean": (
-            "Area under the ROC curve for tumour voxels against healthy voxels inside the liver, on the scan's grid. "
-            "It is P(tumour voxel has the higher probability) + P(tie) / 2. 0.5 is chance, 1 is best; higher is "
-            "better. No threshold is used. The mean is over the cases that have both kinds of voxel."
-        ),
-        "voxel_auroc_pooled": (
-            "Voxel AUROC over the voxels of all cases together. Higher is better. It is high only if probabilities "
-            "have the same scale in all cases. It is computed from histograms of the logit "
-            f"({HISTOGRAM_BINS:,} bins from -{LOGIT_LIMIT:g} to {LOGIT_LIMIT:g}). Voxels in one bin count as ties."
-        ),
-        "voxel_auroc_pooled_resolution": "Largest error of the pooled voxel AUROC due to these ties. Lower is better.",
-        "lesion_sensitivity": (
-            "Share of true lesions that are found: found / all true lesions. Higher is better. A lesion is a "
-            f"26-connected component. It is found if at least {settings.lesion_overlap:.0%} of its voxels are in the "
-            "predicted mask. Undefined without true lesions."
-        ),
-        "false_positives_per_case": (
-            "Number of false-positive lesions divided by the number of cases. Lower is better. A predicted lesion is "
-            "a false positive if it shares no voxel with a true lesion."
-        ),
-    }
-
-
 def _confusion(prediction: Bool[np.ndarray, "*shape"], truth: Bool[np.ndarray, "*shape"]) -> tuple[int, int, int]:
     """Return true positives, false positives and false negatives."""
     if prediction.shape != truth.shape:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from medad.config.liver import EvaluationSettings as LiverEvaluation
 from medad.config.sensitivity import SensitivitySettings
-from medad.evaluation.metrics import definitions as liver_definitions
+from medad.evaluation.metric_rows import definitions as liver_definitions
 from medad.reports.sensitivity.document import definitions as sensitivity_definitions
 from zsad.config.run import EvaluationSettings as ImageEvaluation
 from zsad.reports.run.document import definitions_shown as image_definitions

@@ -161,36 +161,6 @@ def pixel_curves(
     return PixelCurves(metrics, counts)
 
 
-def definitions(max_fpr: float) -> dict[str, str]:
-    """Return the definition of each metric: what it is, which direction is better, and when it is undefined."""
-    return {
-        "auroc": (
-            "Probability that an anomalous image (pixel) scores higher than a normal one; ties count half (Hanley and "
-            "McNeil 1982). Higher is better; 50 % is chance. Undefined if normal or anomalous ones are missing."
-        ),
-        "ap": (
-            "Average precision: the precision at each distinct score, weighted by the rise in recall (as in "
-            "scikit-learn). Higher is better. Undefined without anomalous images (pixels), and without normal images."
-        ),
-        "f1max": (
-            "Largest F1, the harmonic mean of precision and recall, over all thresholds (Jeong et al. 2023, WinCLIP). "
-            "Higher is better. The labels select the threshold, so a real system rarely reaches this value. Undefined "
-            "without anomalous images (pixels), and without normal images."
-        ),
-        "aupro": (
-            f"Area under per-region overlap against the false positive rate, up to a rate of {max_fpr:g} and divided "
-            "by it (Bergmann et al. 2021, MVTec AD). Higher is better. The overlap is the share of a defect's pixels "
-            "found, mean over defects. A defect is an 8-connected region of a mask at evaluation size. The curve "
-            "starts at (0, 0) and is interpolated at its end. Undefined without defects or without normal pixels."
-        ),
-        "pro_200": (
-            "AUPRO from 200 evenly spaced thresholds, with false positive rates below 0.3 stretched to 0..1, as in the "
-            "code of many papers. Higher is better. Use it to compare with papers. It depends on the scores' range."
-        ),
-        "mean": "The mean of the categories' figures. Pixels of different categories are never pooled.",
-    }
-
-
 @dataclass(frozen=True)
 class _AnomalousPixels:
     """Result of the first pass: the anomalous pixels."""

@@ -7,8 +7,8 @@ from markupsafe import Markup, escape
 
 from medad.reporting import page as pages
 from medad.reporting.seed_statistics import percent
+from zsad.evaluation.metric_rows import PRO_200
 from zsad.reports.published import PublishedRow, Quoted
-from zsad.reports.run.document import PRO_200
 
 
 def page_environment(room: str) -> jinja2.Environment:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medad.base.text import natural_order
+from medad.evaluation.metric_rows import COLUMNS
 from medad.evaluation.metrics import CaseEvaluation, summarise
 from medad.reporting.seed_statistics import Stat, mean_and_sd
 from medad.reports.ablation.document import FIGURES, CaseFigures, SeedFigures
@@ -19,7 +20,7 @@ def read_seed(seed: int, cases: Sequence[CaseResult[Path]]) -> SeedFigures:
     summary = summarise(evaluations)
     return SeedFigures(
         seed=seed,
-        figures={key: getattr(summary, key) for key in FIGURES},
+        figures={key: metric.value(summary) for key, metric in COLUMNS.items()},
         cases=tuple(
             CaseFigures(
                 case_id=case.case_id,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from medad.config.ablation import PublishedFigures, PublishedRow
+from medad.evaluation.metric_rows import COLUMNS
 from medad.reporting.failures import FailureRow
 from medad.reporting.seed_statistics import Stat
 from medad.reports.run.document import Inserted
@@ -14,19 +15,9 @@ from medad.reports.run.document import Inserted
 SCHEMA_VERSION = 1
 KIND = "adflows liver ablation"
 
-FIGURES = {
-    "micro_dice_2d": "micro 2-D Dice",
-    "dice_3d_mean": "3-D Dice, mean over cases",
-    "voxel_auroc_mean": "voxel AUROC in the liver",
-    "slice_auroc": "slice AUROC",
-    "lesion_sensitivity": "lesion sensitivity",
-    "false_positives_per_case": "false positives per case",
-}
-"""Column title of each metric, by its key in `medad.evaluation.metrics.Summary`.
-
-All but the last are fractions, and higher is better.
-"""
-FRACTIONS = tuple(key for key in FIGURES if key != "false_positives_per_case")
+FIGURES = {key: metric.title for key, metric in COLUMNS.items()}
+"""Column title of each metric, by its key in `medad.evaluation.metrics.Summary`."""
+FRACTIONS = tuple(key for key, metric in COLUMNS.items() if metric.fraction)
 CASE_FIGURES = {
     "micro_dice_2d": "micro_dice_2d",
     "dice_3d_mean": "dice_3d",

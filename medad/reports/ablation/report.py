@@ -13,6 +13,7 @@ import yaml
 
 from medad.base.storage import write_bytes
 from medad.config.ablation import ROWS, AblationSettings, PublishedFigures
+from medad.evaluation.metric_rows import METRICS
 from medad.reporting.page import jpeg_uri, page_environment
 from medad.reporting.seed_statistics import Stat, percent, percentage_points
 from medad.reporting.tables import write_csv
@@ -30,7 +31,6 @@ from medad.reports.ablation.tables import (
     seed_rows,
     summary_rows,
 )
-from medad.reports.run.document import METRIC_HEADINGS
 from medad.steps.results import AblationResults
 
 CHARTED_FIGURES = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
@@ -236,7 +236,7 @@ def _changes(changes: Mapping[str, object]) -> str:
 
 
 def _heading(key: str) -> str:
-    if key in METRIC_HEADINGS:
-        return METRIC_HEADINGS[key]
+    if key in METRICS:
+        return METRICS[key].heading
     text = key.replace("_", " ").replace("hu ", "HU ").replace(" t test", " t-test")
     return text[0].upper() + text[1:]

@@ -13,7 +13,7 @@ from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import hide_paths, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.ablation import ROWS, AblationSettings, PublishedFigures, Variant
-from medad.evaluation.metrics import definitions
+from medad.evaluation.metric_rows import definitions
 from medad.reporting.failures import failure_rows
 from medad.reporting.paired_tests import PairedOutcome, holm, paired_t
 from medad.reports.ablation.data import mean_over_seeds, read_seeds

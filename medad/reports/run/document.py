@@ -19,6 +19,7 @@ from medad.base.text import hide_paths
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.evaluation.postprocess import Lesion
 from medad.reporting.failures import FailureRow
+from medad.reporting.headline import Headline
 from medad.steps.results import PAGES, CaseResult
 
 SCHEMA_VERSION = 1
@@ -33,19 +34,6 @@ INSERTED_STATEMENT = (
     "Before preprocessing, this program inserted lesions of known shape and contrast into the scans. The results show "
     "how well inserted lesions are found. They are not an estimate for real tumours."
 )
-
-METRIC_HEADINGS = {
-    "micro_dice_2d": "Micro 2-D Dice",
-    "dice_3d_mean": "3-D Dice, mean over cases",
-    "dice_3d_sd": "3-D Dice, standard deviation over cases",
-    "slice_auroc": "Slice AUROC",
-    "voxel_auroc_mean": "Voxel AUROC in the liver, mean over cases",
-    "voxel_auroc_pooled": "Voxel AUROC in the liver, pooled",
-    "voxel_auroc_pooled_resolution": "Resolution of the pooled voxel AUROC",
-    "lesion_sensitivity": "Lesion sensitivity",
-    "false_positives_per_case": "False positives per case",
-}
-"""Heading of each definition, by its key in `medad.evaluation.metrics.definitions`."""
 
 CURVE_POINTS = 500
 """Most points of a training curve. A longer curve is averaged over equal ranges of steps."""
@@ -145,6 +133,7 @@ class ReportDocument(_Part):
     statement: tuple[str, ...]
     inserted: Inserted
     notes: tuple[str, ...]
+    headline: tuple[Headline, ...]
     summary: Summary | None
     """Metrics over all cases. None: no case has ground truth."""
     definitions: dict[str, str]

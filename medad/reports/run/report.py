@@ -16,15 +16,16 @@ from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import hide_paths, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.liver import LiverSettings
-from medad.evaluation.metrics import CaseEvaluation, definitions, summarise
+from medad.evaluation.metric_rows import METRICS, definitions
+from medad.evaluation.metrics import CaseEvaluation, summarise
 from medad.reporting.failures import failure_rows
+from medad.reporting.headline import headline_of
 from medad.reporting.page import jpeg_uri, page_environment
 from medad.reports import pictures
 from medad.reports.run.document import (
     INSERTED_GENERATED,
     INSERTED_REAL,
     INSERTED_STATEMENT,
-    METRIC_HEADINGS,
     SCHEMA_VERSION,
     STATEMENT,
     CaseReport,
@@ -89,6 +90,7 @@ def write_report(
         uris.append([jpeg_uri(row.picture, quality) for row in rows])
     inserted = settings.test_data.insert is not None or any(case.inserted for case in cases)
     tag = INSERTED_GENERATED if PHANTOM_NOTE in notes else INSERTED_REAL
+    summary = summarise(evaluations) if evaluations else None
     document = ReportDocument(
         schema_version=SCHEMA_VERSION,
         kind="adflows liver report",
@@ -101,7 +103,8 @@ def write_report(
             cases=tuple(case.case_id for case in cases if case.inserted),
         ),
         notes=tuple(hide_paths(note) for note in notes),
-        summary=summarise(evaluations) if evaluations else None,
+        headline=() if summary is None else headline_of(METRICS.values(), lambda metric: metric.value(summary)),
+        summary=summary,
         definitions=definitions(settings.evaluation),
         cases=tuple(cases),
         failures=failure_rows(failures, hide_files=settings.test_data.pseudonyms or settings.train_data.pseudonyms),
@@ -190,8 +193,8 @@ def _numbers(value: Number | list[Number]) -> str:
 
 
 def _heading(key: str) -> str:
-    if key in METRIC_HEADINGS:
-        return METRIC_HEADINGS[key]
+    if key in METRICS:
+        return METRICS[key].heading
     units = {"mm": ", mm", "mm3": ", mm³", "hu": ", HU"}
     text = " ".join(units.get(word, word) for word in key.split("_")).replace(" ,", ",")
     return text[0].upper() + text[1:]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence, Set
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from medad.base.errors import CaseFailure
+from medad.base.metric import Metric
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_record
 from medad.base.text import hide_paths, natural_order
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import LesionFigures, Row, VolumeRecord, sensitivity_table, summarise_lesions
 from medad.reporting.failures import FailureRow, failure_rows
+from medad.reporting.headline import Headline, headline_of
 from medad.reports.run.document import INSERTED_REAL, STATEMENT
 from medad.steps.results import VolumeResult
 
@@ -28,6 +31,29 @@ INSERTED_STATEMENT = (
     "This program inserted lesions of known shape and contrast into scans of healthy livers. The results show how well "
     "inserted lesions are found. They are not an estimate for real tumours."
 )
+
+HEADLINES = (
+    Metric(
+        "sensitivity",
+        "lesion sensitivity at the fixed false-positive volume",
+        "lesion",
+        "Sensitivity = found / inserted. Higher is better. The interval is Wilson's 95 % interval (Wilson 1927), "
+        "which assumes independent lesions.",
+        attrgetter("sensitivity"),
+        headline=True,
+    ),
+    Metric(
+        "voxel_auroc_mean",
+        "voxel AUROC in the liver",
+        "voxel",
+        "Area under the ROC curve for the voxels of a lesion against all liver voxels outside lesions. It is "
+        "P(lesion voxel has the higher probability) + P(tie) / 2 (Hanley and McNeil 1982), averaged over lesions. "
+        "0.5 is chance, 1 is best; higher is better.",
+        attrgetter("voxel_auroc_mean"),
+        headline=True,
+    ),
+)
+"""Metrics of the headline. `value` reads a `Summary`."""
 
 
 class _Part(BaseModel):
@@ -80,6 +106,7 @@ class SensitivityDocument(_Part):
     warnings: tuple[str, ...]
     """Warnings shown first."""
     notes: tuple[str, ...]
+    headline: tuple[Headline, ...]
     summary: Summary | None
     """Results over all lesions. None: no volume was measured."""
     by_size: tuple[Row, ...]
@@ -136,11 +163,13 @@ def make_document(
         f"{missing} of {planned} planned lesions did not fit into these livers and are not counted." if missing else ""
     )
     trained_scans = {case_id for case_id, _ in volumes} & (trained_on or set())
+    summary = _summary(sensitivity_table(records, *axes, ())[0].figures) if records else None
     return SensitivityDocument(
         name=settings.name,
         warnings=(UNKNOWN_TRAINING,) if trained_on is None else (TRAINED_ON,) if trained_scans else (),
         notes=tuple(hide_paths(note) for note in (no_room, *notes) if note),
-        summary=_summary(sensitivity_table(records, *axes, ())[0].figures) if records else None,
+        headline=() if summary is None else headline_of(HEADLINES, lambda metric: metric.value(summary)),
+        summary=summary,
         by_size=tuple(sensitivity_table(records, *axes, ("size",))),
         by_contrast=tuple(sensitivity_table(records, *axes, ("contrast",))),
         by_place=tuple(sensitivity_table(records, *axes, ("place",))),
@@ -186,19 +215,12 @@ def definitions(settings: SensitivitySettings) -> dict[str, str]:
             f"Number of lesions with at least {settings.overlap:.0%} of their voxels, and at least one voxel, marked "
             "at that threshold. Higher is better. Marked components have no minimum size."
         ),
-        "Sensitivity": (
-            "Sensitivity = found / inserted. Higher is better. The interval is Wilson's 95 % interval (Wilson 1927), "
-            "which assumes independent lesions."
-        ),
+        "Sensitivity": HEADLINES[0].meaning,
         "By chance": (
             "Share of lesions that would also count as found in the scan without lesions, because the networks mark "
             "that place anyway. Lower is better. Only a sensitivity above this value shows detection."
         ),
-        "Voxel AUROC": (
-            "Area under the ROC curve for the voxels of a lesion against all liver voxels outside lesions. It is "
-            "P(lesion voxel has the higher probability) + P(tie) / 2 (Hanley and McNeil 1982), averaged over lesions. "
-            "0.5 is chance, 1 is best; higher is better."
-        ),
+        "Voxel AUROC": HEADLINES[1].meaning,
         "Dice": (
             "Overlap of marked and true voxels: Dice = 2 TP / (2 TP + FP + FN) (Dice 1945), averaged over lesions. "
             "TP, FP and FN are true-positive, false-positive and false-negative voxels. Higher is better. Only voxels "

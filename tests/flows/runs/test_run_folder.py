@@ -13,7 +13,7 @@ import pytest
 from flows.liver import run_folder as liver_folder
 from flows.liver.run_folder import settings_of_run
 from flows.runs import run_folder as publish
-from flows.runs.headline import read_headline
+from flows.runs.headline import Figure, read_headline
 from flows.runs.run_folder import RunFolder
 from flows.runs.runner import LocalRunner, Runner
 from flows.store.artifacts import ArtifactStore
@@ -40,7 +40,9 @@ def make(name: str, files: dict[str, str]) -> Ref:
 
 
 def a_run(path: Path, report: str = "report") -> RunFolder:
-    summary = json.dumps({"summary": {"micro_dice_2d": 0.5, "dice_3d_mean": None, "voxel_auroc_mean": 1, "more": 2}})
+    figures = {"micro_dice_2d": ("Dice", 0.5), "dice_3d_mean": ("3-D Dice", None)}
+    headline = [{"key": key, "title": title, "value": value} for key, (title, value) in figures.items()]
+    summary = json.dumps({"headline": headline})
     restoration, segmentation = (make(net, {"model.safetensors": net, "curve.json": "{}"}) for net in NETS)
     model = Model((Member(restoration, segmentation),))
     return RunFolder(
@@ -59,7 +61,7 @@ def runner(cache: Path) -> Runner:
 
 def test_headline_figures_are_the_reports(runner: Runner, tmp_path: Path) -> None:
     headline = publish.publish_run_folder(a_run(tmp_path / "runs" / "x"), runner)
-    assert headline == {"micro_dice_2d": 0.5, "dice_3d_mean": None, "voxel_auroc_mean": 1}
+    assert headline == {"micro_dice_2d": Figure("Dice", 0.5), "dice_3d_mean": Figure("3-D Dice", None)}
     assert read_headline(tmp_path) == {}
 
 

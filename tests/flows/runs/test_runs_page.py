@@ -16,13 +16,14 @@ from tests.page import Page
 HOSTILE = "<script>alert(1)</script> & 'x'"
 
 
-def add_run(root: Path, flow: str, name: str, *, failures: int = 0, **summary: Any) -> None:
+def add_run(root: Path, flow: str, name: str, *, failures: int = 0, dice: float | None = None, **report: Any) -> None:
     folder = root / flow / name
     folder.mkdir(parents=True)
+    headline = [] if dice is None else [{"key": "micro_dice_2d", "title": "micro 2-D Dice", "value": dice}]
     failed = [{"case": f"ct-{number}", "stage": "prepare", "rule": "x"} for number in range(failures)]
     manifest = {"created": f"2026-11-0{1 + failures}T10:20:30+00:00", "seconds": 75.0, "failures": failed}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps({"summary": summary}), encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(report | {"headline": headline}), encoding="utf-8")
     (folder / "report.html").write_text("x", encoding="utf-8")
 
 
@@ -32,17 +33,20 @@ def page_of(root: Path) -> Page:
 
 
 def test_each_run_has_a_row_with_its_figures(tmp_path: Path) -> None:
-    add_run(tmp_path, "liver", "first", micro_dice_2d=0.7639)
+    add_run(tmp_path, "liver", "first", dice=0.7639, cases=[{}, {}])
     add_run(tmp_path, "liver", HOSTILE.replace("/", "_"), failures=2)
-    add_run(tmp_path, "zsad", "screws")
+    add_run(tmp_path, "zsad", "screws", categories=[{"name": "screw", "images": [1, 2, 3]}])
+    add_run(tmp_path, "zsad-compare", "all", systems=[{"name": "musc"}])
     (tmp_path / "liver" / ".next.new").mkdir()
     (tmp_path / "liver" / "notes").mkdir()
     (tmp_path / "zsad" / "broken").mkdir()
     (tmp_path / "zsad" / "broken" / "manifest.json").write_text("{", encoding="utf-8")
     page = page_of(tmp_path)
-    assert "3 runs in this folder" in page.words
-    assert "first liver 2026-11-01 10:20 done 0.764 1 min 15 s" in page.words
+    assert "4 runs in this folder" in page.words
+    assert "first liver 2026-11-01 10:20 2 cases done 0.764 1 min 15 s" in page.words
     assert "2026-11-03 10:20 2 failed" in page.words
+    assert "screws zsad 2026-11-01 10:20 screw: 3 images done" in page.words
+    assert "all zsad-compare" in page.words
     assert page.words.index("2 failed") < page.words.index("first"), "the latest comes first"
     assert "micro 2-D Dice" in " ".join(page.labels)
     assert "liver/first/report.html" in page.links

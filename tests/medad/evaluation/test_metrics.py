@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from medad.base.errors import InputError
 from medad.config.liver import EvaluationSettings
+from medad.evaluation.metric_rows import definitions
 from medad.evaluation.metrics import (
     METRICS_FILE,
     SCORES_FILE,
@@ -23,7 +24,6 @@ from medad.evaluation.metrics import (
     LogitHistogram,
     Summary,
     auroc,
-    definitions,
     dice,
     dice_of_counts,
     evaluate,

@@ -37,6 +37,7 @@ def test_json_holds_what_the_steps_measured(report: Report, tmp_path: Path) -> N
         "statement",
         "inserted",
         "notes",
+        "headline",
         "summary",
         "definitions",
         "cases",

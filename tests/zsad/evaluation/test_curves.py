@@ -24,12 +24,12 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 
 from tests.flood import flood_fill
 from zsad.evaluation import curves
+from zsad.evaluation.metric_rows import METRICS, definitions
 from zsad.evaluation.metrics import (
     CHUNK_PIXELS,
     COUNTING_THREADS,
     Maps,
     PixelCurves,
-    definitions,
     image_metrics,
     pixel_curves,
     pixel_metrics,
@@ -425,10 +425,18 @@ def test_curves_of_one_class_are_not_drawn() -> None:
 
 
 def test_every_figure_is_defined_in_words() -> None:
-    ours = set(image_metrics(np.array([1.0]), np.array([True])).model_dump()) | set(pixel_metrics(of([])).model_dump())
-    assert {key for key in ours if not key.startswith(("n_", "max_")) and not key.endswith("_threshold")} <= set(
-        definitions(0.3)
-    )
+    measured = {
+        "image": image_metrics(np.array([1.0, 2.0]), np.array([False, True])),
+        "pixel": pixel_metrics(of([]), pro_200=True),
+    }
+    for level, figures in measured.items():
+        names = {key for key in figures.model_dump() if not key.startswith(("n_", "max_"))}
+        rows = {key: metric for key, metric in METRICS.items() if metric.level == level}
+        assert {key.removeprefix(f"{level}_") for key in rows} == {key for key in names if "threshold" not in key}
+        for key, metric in rows.items():
+            assert metric.value(figures) == getattr(figures, key.removeprefix(f"{level}_"))
+            assert metric.short_title in definitions(0.3)
+    assert METRICS["image_auroc"].value(measured["image"]) == 1
 
 
 @given(st.lists(st.tuples(few_values, st.integers(1, 9)), min_size=1, max_size=30))

@@ -18,9 +18,9 @@ from tests.page import WrittenReport
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
 from zsad.clip.models import EncoderInfo
 from zsad.config.settings import Ablation, ZsadSettings, ablation_systems
+from zsad.evaluation.metric_rows import METRICS
 from zsad.reports.compare.charts import Panel, line_chart
 from zsad.reports.compare.report import write_compare_report
-from zsad.reports.run.document import METRICS
 from zsad.steps.evaluate import METRICS_FILE
 from zsad.steps.results import AblationResult, AblationRow, Cost, SystemResult
 

@@ -32,10 +32,10 @@ from tests.zsad.scored_sets import (
 )
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings
 from zsad.config.settings import ZsadSettings
+from zsad.evaluation.metric_rows import METRICS
 from zsad.reports import charts
 from zsad.reports.charts import category_chart
 from zsad.reports.published import CATEGORIES, TEST_IMAGES
-from zsad.reports.run.document import METRICS
 from zsad.reports.run.figures import pick_images
 from zsad.reports.run.report import SCALE_QUANTILES, write_report
 from zsad.steps.evaluate import CategoryEvaluation

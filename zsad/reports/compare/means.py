@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from medad.reporting.seed_statistics import Stat, mean_and_sd
+from zsad.evaluation.metric_rows import METRICS
 from zsad.reports.compare.document import MacroFigures, SystemCategory
-from zsad.reports.run.document import METRICS, SeedFigures
+from zsad.reports.run.document import SeedFigures
 from zsad.reports.run.figures import macro_mean
 
 

@@ -17,6 +17,7 @@ from medad.base.storage import write_bytes
 from medad.reporting.seed_statistics import percentage_points
 from medad.reporting.tables import write_csv
 from zsad.config.settings import ZsadSettings
+from zsad.evaluation.metric_rows import PRO_200
 from zsad.reports.compare.charts import Dots, Panel, line_chart, overview_png
 from zsad.reports.compare.data import (
     load_system,
@@ -33,7 +34,6 @@ from zsad.reports.compare.summary import make_document
 from zsad.reports.compare.tables import ablation_rows, latex_table, paired_rows, score_rows, summary_rows, system_rows
 from zsad.reports.page import page_environment, published_figure
 from zsad.reports.published import CategoryFigures
-from zsad.reports.run.document import PRO_200
 from zsad.steps.results import AblationResult, SystemResult
 
 __all__ = [

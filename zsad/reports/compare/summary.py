@@ -16,6 +16,7 @@ from medad.reporting.seed_statistics import mean_and_sd
 from zsad.clip.models import describe_encoder
 from zsad.config.settings import Ablation, ZsadSettings
 from zsad.config.system_base import SystemSettings
+from zsad.evaluation.metric_rows import shown_metrics
 from zsad.reports.comparable import encoder_deviations, reasons_other_images, shared_deviations, system_deviations
 from zsad.reports.compare.data import LoadedSystem, load_ablation, shared_images
 from zsad.reports.compare.document import (
@@ -43,8 +44,6 @@ from zsad.reports.published import (
 )
 from zsad.reports.run.document import (
     EMBEDDED_NOTICE,
-    METRICS,
-    PRO_200,
     RANDOM_NOTICE,
     Notice,
     PublishedTable,
@@ -147,7 +146,7 @@ def make_document(
         paired=_paired(systems, [category.name for category in categories]),
         ablations=tuple(_ablation(one, settings) for one in ablations),
         failures=failure_rows(failures, hide_files=settings.data.pseudonyms, group="system", images=True),
-        metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
+        metrics=shown_metrics(pro_200=settings.evaluation.pro_200),
         definitions=_definitions(settings),
         settings=settings.public(*MACHINE_FIELDS),
         versions={name: hide_paths(versions[name]) for name in sorted(versions)},

@@ -8,11 +8,11 @@ from typing import Any
 from medad.base.text import escape_bad_bytes, natural_order
 from medad.reporting.seed_statistics import percent
 from medad.reporting.tables import latex_escaped
+from zsad.evaluation.metric_rows import METRICS, PRO_200
 from zsad.reports.compare.data import LoadedSystem
 from zsad.reports.compare.document import CompareDocument, MacroFigures, SystemReport
 from zsad.reports.page import published_figure
 from zsad.reports.published import PublishedRow, Quoted
-from zsad.reports.run.document import METRICS, PRO_200
 
 FEWER, ONE_VALUE = r"\dag", r"\ddag"
 

@@ -20,6 +20,7 @@ from zsad.clip.models import EncoderInfo, is_embedded
 from zsad.config.run import EncoderSettings, EvaluationSettings
 from zsad.data.images import Crops, merge_maps
 from zsad.data.labelled import LabelledImage
+from zsad.evaluation.metric_rows import METRICS
 from zsad.reports.run.document import (
     CategoryReport,
     ImageScores,
@@ -163,14 +164,9 @@ def seed_figures(one: VariantEvaluation) -> SeedFigures:
     image, pixel, threshold = one.image, one.pixel, one.threshold
     return SeedFigures(
         metrics={
-            "image_auroc": image and image.auroc,
-            "image_ap": image and image.ap,
-            "image_f1max": image and image.f1max,
-            "pixel_auroc": pixel and pixel.auroc,
-            "pixel_ap": pixel and pixel.ap,
-            "pixel_f1max": pixel and pixel.f1max,
-            "pixel_aupro": pixel and pixel.aupro,
-            "pixel_pro_200": pixel and pixel.pro_200,
+            key: None if part is None else metric.value(part)
+            for key, metric in METRICS.items()
+            for part in [image if metric.level == "image" else pixel]
         },
         image_oracle_threshold=image and image.f1max_threshold,
         pixel_oracle_threshold=pixel and pixel.f1max_threshold,

@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import hide_paths
 from medad.reporting.failures import FailureRow
+from medad.reporting.headline import Headline, headline_of
 from medad.reporting.seed_statistics import Stat
 from zsad.clip.models import EncoderInfo
 from zsad.config.run import EvaluationSettings
 from zsad.config.settings import ZsadSettings
 from zsad.config.system_base import ONLY_VARIANT, SystemSettings
-from zsad.evaluation.metrics import definitions
+from zsad.evaluation.metric_rows import METRICS, definitions, shown_metrics
 from zsad.reports.comparable import reasons_not_comparable
 from zsad.reports.published import TITLES, PublishedRow, published_rows
 from zsad.scorers.dual.settings import DualImage
@@ -60,23 +61,6 @@ Rank = Literal[
     "median",
     "lowest",
 ]
-
-
-PRO_200 = "pixel_pro_200"
-METRICS: dict[str, str] = {
-    "image_auroc": "image AUROC",
-    "image_ap": "image AP",
-    "image_f1max": "image F1max at oracle threshold",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_ap": "pixel AP",
-    "pixel_f1max": "pixel F1max at oracle threshold",
-    "pixel_aupro": "pixel AUPRO",
-    "pixel_pro_200": "pixel PRO, 200 thresholds",
-}
-"""Titles of the metrics by key, in the order of the tables.
-
-Metrics are fractions. Undefined metrics are None and are left out of means.
-"""
 
 
 class _Part(BaseModel):
@@ -212,6 +196,8 @@ class ReportDocument(_Part):
     notes: tuple[str, ...]
     encoders: tuple[EncoderInfo, ...]
     seeds: tuple[int, ...]
+    headline: tuple[Headline, ...]
+    """Figures of the last variant."""
     macro: tuple[Macro, ...]
     """Means over categories by variant. Empty if no image has a label."""
     published: PublishedTable | None
@@ -256,18 +242,24 @@ def make_document(
         notes=tuple(hide_paths(note) for note in notes),
         encoders=distinct,
         seeds=tuple(sorted({seed for one in categories for figures in one.variants for seed in figures.seeds})),
+        headline=headline_of(METRICS.values(), lambda metric: _mean(macro[-1], metric.key)) if macro else (),
         macro=tuple(macro),
         published=published,
         colour_scale=colour_scale,
         categories=tuple(categories),
         failures=tuple(failures),
-        metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
+        metrics=shown_metrics(pro_200=settings.evaluation.pro_200),
         definitions={
             term: text for term, text in definitions_shown(settings.evaluation).items() if macro or term in _UNMEASURED
         },
         settings=settings.public(*MACHINE_FIELDS),
         versions={name: hide_paths(versions[name]) for name in sorted(versions)},
     )
+
+
+def _mean(macro: Macro, key: str) -> float | None:
+    stat = macro.metrics[key]
+    return None if stat is None else stat.mean
 
 
 _UNMEASURED = {"Deployable threshold"}
@@ -286,17 +278,8 @@ def notices_of(settings: ZsadSettings, encoders: Sequence[EncoderInfo]) -> list[
 
 def definitions_shown(evaluation: EvaluationSettings) -> dict[str, str]:
     """Return the definition of each term of a report, with these settings."""
-    titles = {
-        "auroc": "AUROC",
-        "ap": "AP",
-        "f1max": "F1max at oracle threshold",
-        "aupro": "AUPRO",
-        "pro_200": "PRO, 200 thresholds",
-        "mean": "Mean over categories",
-    }
-    texts = definitions(evaluation.max_fpr)
     size = evaluation.size_px
-    return {titles.get(key, key): text for key, text in texts.items()} | {
+    return definitions(evaluation.max_fpr) | {
         "± over seeds": (
             "Sample standard deviation (n - 1) over seeds. The seed decides the reference images and pseudo anomalies. "
             "For means over categories, the mean is computed for each seed first."

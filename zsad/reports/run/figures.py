@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from medad.base.text import natural_order
 from medad.reporting.seed_statistics import Stat, mean_and_sd
+from zsad.evaluation.metric_rows import METRICS
 from zsad.reports.run.document import (
-    METRICS,
     CategoryReport,
     Macro,
     Rank,

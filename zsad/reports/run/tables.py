@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zsad.reports.run.document import METRICS, ReportDocument, SeedFigures
+from zsad.evaluation.metric_rows import METRICS
+from zsad.reports.run.document import ReportDocument, SeedFigures
 from zsad.steps.evaluate import Curve, CurvePair
 
 MEAN = "mean over categories"
