@@ -8,8 +8,9 @@ from pathlib import Path
 from medad.base.text import natural_order
 from medad.evaluation.metric_rows import COLUMNS
 from medad.evaluation.metrics import CaseEvaluation, summarise
-from medad.reporting.seed_statistics import Stat, mean_and_sd
-from medad.reports.ablation.document import FIGURES, CaseFigures, SeedFigures
+from medad.reporting.results_table import ResultsTable
+from medad.reporting.seed_statistics import Stat
+from medad.reports.ablation.document import CaseFigures, SeedFigures
 from medad.steps.results import CaseResult
 
 
@@ -42,6 +43,12 @@ def read_seeds(seeds: Mapping[int, Sequence[CaseResult[Path]]]) -> tuple[SeedFig
     return tuple(read_seed(seed, seeds[seed]) for seed in sorted(seeds))
 
 
+def results_of(rows: Mapping[str, Sequence[SeedFigures]]) -> ResultsTable:
+    """Return the table of rows. Seeds for which a metric is undefined are left out of its mean."""
+    values = {row: {one.seed: one.figures for one in seeds} for row, seeds in rows.items()}
+    return ResultsTable(tuple(COLUMNS.values()), values, undefined_seeds_count=False)
+
+
 def mean_over_seeds(seeds: Sequence[SeedFigures]) -> dict[str, Stat | None]:
     """Return mean and sd (ddof = 1) of each metric over the seeds for which it is defined."""
-    return {key: mean_and_sd(value for one in seeds if (value := one.figures[key]) is not None) for key in FIGURES}
+    return results_of({"": seeds}).stats()[""]

@@ -15,8 +15,9 @@ from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.ablation import ROWS, AblationSettings, PublishedFigures, Variant
 from medad.evaluation.metric_rows import definitions
 from medad.reporting.failures import failure_rows
-from medad.reporting.paired_tests import PairedOutcome, holm, paired_t
-from medad.reports.ablation.data import mean_over_seeds, read_seeds
+from medad.reporting.paired_tests import PairedOutcome, paired_t
+from medad.reporting.results_table import corrected
+from medad.reports.ablation.data import mean_over_seeds, read_seeds, results_of
 from medad.reports.ablation.document import (
     CASE_FIGURES,
     FIGURES,
@@ -111,9 +112,10 @@ def paired_tables(rows: Sequence[RowReport], reference: str | None) -> tuple[Pai
     pairs = list(zip(with_figures[1:], with_figures, strict=False))
     compared = {frozenset((a.name, b.name)) for a, b in pairs}
     pairs += [(row, chosen) for row in with_figures if row is not chosen and {row.name, chosen.name} not in compared]
+    results = results_of({row.name: row.seeds for row in with_figures})
     tables = []
     for figure in CASE_FIGURES:
-        by_seed = [(a, b, paired_t(_by_seed(a, figure), _by_seed(b, figure))) for a, b in pairs]
+        by_seed = [(a, b, paired_t(results.by_seed(a.name, figure), results.by_seed(b.name, figure))) for a, b in pairs]
         tables.append(PairedTable(figure=figure, paired_by="seed", reference=chosen.name, pairs=_tests(by_seed)))
         by_case = [(a, b, paired_t(*_by_case(a, b, figure))) for a, b in pairs]
         if any(outcome.n > 1 for *_, outcome in by_case):
@@ -163,10 +165,6 @@ def _mean_dice(row: RowReport) -> float:
     return -1.0 if stat is None else stat.mean
 
 
-def _by_seed(row: RowReport, figure: str) -> dict[int, float | None]:
-    return {one.seed: one.figures[figure] for one in row.seeds}
-
-
 def _by_case(a: RowReport, b: RowReport, figure: str) -> tuple[dict[str, float | None], dict[str, float | None]]:
     seeds = {one.seed for one in a.seeds} & {one.seed for one in b.seeds}
 
@@ -182,7 +180,6 @@ def _by_case(a: RowReport, b: RowReport, figure: str) -> tuple[dict[str, float |
 
 
 def _tests(outcomes: Sequence[tuple[RowReport, RowReport, PairedOutcome]]) -> tuple[PairedTest, ...]:
-    corrected = holm([outcome.p for *_, outcome in outcomes])
     return tuple(
         PairedTest(
             a=a.name,
@@ -195,7 +192,7 @@ def _tests(outcomes: Sequence[tuple[RowReport, RowReport, PairedOutcome]]) -> tu
             n=outcome.n,
             reason=outcome.reason,
         )
-        for (a, b, outcome), p_holm in zip(outcomes, corrected, strict=True)
+        for a, b, outcome, p_holm in corrected(outcomes)
     )
 
 

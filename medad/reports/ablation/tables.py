@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from medad.config.ablation import PublishedFigures
-from medad.reporting.seed_statistics import Stat
+from medad.reporting.results_table import latex_figure, latex_percent, stat_columns
+from medad.reporting.results_table import latex_table as write_table
 from medad.reporting.tables import latex_escaped
 from medad.reports.ablation.document import FIGURES, FRACTIONS, AblationDocument, CaseFigures, RowReport
 
 LATEX_FIGURES = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
+_LATEX_HEADS = tuple(FIGURES[key] for key in LATEX_FIGURES)
+_ORDER = (*FRACTIONS, *(key for key in FIGURES if key not in FRACTIONS))
+"""Order of the metrics in CSV tables."""
 
 
 def grouped_rows(document: AblationDocument) -> Iterator[tuple[str, RowReport]]:
@@ -29,10 +33,10 @@ def summary_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
             "group": group,
             "row": row.name,
             "label": row.label,
-            **_stat_columns(row.stats),
+            **stat_columns(row.stats, _ORDER, "n"),
             **_published_columns(row.published),
         }
-    nothing = dict.fromkeys(_stat_columns(dict.fromkeys(FIGURES)))
+    nothing = stat_columns({}, _ORDER, "n")
     for published in document.published_rows:
         yield {"group": "published", "row": "", "label": published.label, **nothing, **_published_columns(published)}
 
@@ -63,7 +67,7 @@ def paired_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
 def curve_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
     """Yield curve.csv: one line per number of epochs of phase two."""
     for point in document.curve.points if document.curve else ():
-        yield {"epochs": point.epochs, **_stat_columns(point.stats)}
+        yield {"epochs": point.epochs, **stat_columns(point.stats, _ORDER, "n")}
 
 
 def latex_table(document: AblationDocument) -> str:
@@ -72,7 +76,8 @@ def latex_table(document: AblationDocument) -> str:
     published += [(row.label, row) for row in document.published_rows]
     ours = list(document.rows) + ([document.baseline.row] if document.baseline else [])
     caption = f"{latex_escaped(document.name)}: test results in percent, {_caption_end(document)}."
-    return _latex("Row", [_latex_row(row) for row in ours], [_latex_published(*one) for one in published], caption)
+    heads = ("Row", *_LATEX_HEADS)
+    return write_table(caption, heads, list(map(_latex_row, ours)), [_latex_published(*one) for one in published])
 
 
 def latex_sweep(document: AblationDocument, name: str) -> str:
@@ -80,7 +85,8 @@ def latex_sweep(document: AblationDocument, name: str) -> str:
     sweep = next(one for one in document.sweeps if one.name == name)
     printed = [_latex_published(row.label, row.published) for row in sweep.rows if row.published is not None]
     caption = f"{latex_escaped(sweep.label)}: test results in percent, {_caption_end(document)}."
-    return _latex(latex_escaped(sweep.label), [_latex_row(row) for row in sweep.rows], printed, caption)
+    heads = (latex_escaped(sweep.label), *_LATEX_HEADS)
+    return write_table(caption, heads, list(map(_latex_row, sweep.rows)), printed)
 
 
 def _caption_end(document: AblationDocument) -> str:
@@ -89,54 +95,15 @@ def _caption_end(document: AblationDocument) -> str:
     return f"mean $\\pm$ standard deviation over {seeds}. Values below the rule are published ones"
 
 
-def _latex(first: str, ours: Sequence[str], published: Sequence[str], caption: str) -> str:
-    heads = " & ".join(FIGURES[key] for key in LATEX_FIGURES)
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{caption}}}",
-            rf"\begin{{tabular}}{{l{'c' * len(LATEX_FIGURES)}}}",
-            r"\toprule",
-            rf"{first} & {heads} \\",
-            r"\midrule",
-            *ours,
-            *([r"\midrule", *published] if published else []),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
 def _latex_row(row: RowReport) -> str:
-    return f"{latex_escaped(row.label)} & {' & '.join(_latex_stat(row.stats[key]) for key in LATEX_FIGURES)} \\\\"
-
-
-def _latex_stat(stat: Stat | None) -> str:
-    if stat is None:
-        return "--"
-    return f"${100 * stat.mean:.1f}" + ("$" if stat.sd is None else rf" \pm {100 * stat.sd:.1f}$")
+    cells = (latex_percent(row.stats[key]) for key in LATEX_FIGURES)
+    return f"{latex_escaped(row.label)} & {' & '.join(cells)} \\\\"
 
 
 def _latex_published(label: str, row: PublishedFigures) -> str:
-    def cell(mean: float | None, sd: float | None) -> str:
-        if mean is None:
-            return "--"
-        return f"${mean:.2f}" + ("$" if sd is None else rf" \pm {sd:.2f}$")
-
-    cells = (cell(row.dice_percent, row.dice_sd), "--", "--", cell(row.auroc_percent, row.auroc_sd))
+    dice, auroc = (row.dice_percent, row.dice_sd), (row.auroc_percent, row.auroc_sd)
+    cells = (latex_figure(*dice, 2), "--", "--", latex_figure(*auroc, 2))
     return rf"\textit{{{latex_escaped(label)}}} (published: {latex_escaped(row.source)}) & {' & '.join(cells)} \\"
-
-
-def _stat_columns(stats: dict[str, Stat | None] | dict[str, None]) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
-    for key in (*FRACTIONS, *(key for key in FIGURES if key not in FRACTIONS)):
-        stat = stats[key]
-        columns |= {f"{key}_mean": stat and stat.mean, f"{key}_sd": stat and stat.sd, f"{key}_n": stat and stat.n}
-    return columns
 
 
 def _published_columns(row: PublishedFigures | None) -> dict[str, Any]:

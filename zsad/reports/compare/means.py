@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from medad.reporting.seed_statistics import Stat, mean_and_sd
+from medad.reporting.results_table import ResultsTable, rank_stats
+from medad.reporting.seed_statistics import Stat
 from zsad.evaluation.metric_rows import METRICS
 from zsad.reports.compare.document import MacroFigures, SystemCategory
 from zsad.reports.run.document import SeedFigures
@@ -34,10 +35,11 @@ def macro_figures(tables: Sequence[Mapping[str, Mapping[int, SeedFigures]]]) -> 
         }
         complete[key] = [row_means[key][1] == len(known) for row_means in found]
     placed = {
-        key: ranks(
-            [row_means[key][0] if has_all else None for row_means, has_all in zip(found, complete[key], strict=True)]
+        key: rank_stats(
+            [row_means[key][0] if has_all else None for row_means, has_all in zip(found, complete[key], strict=True)],
+            metric,
         )
-        for key in METRICS
+        for key, metric in METRICS.items()
     }
     return [
         MacroFigures(
@@ -56,23 +58,11 @@ def figures_by_category(
     """Return for each system its figures by category, with ranks within each category, without failed categories."""
     reports: list[dict[str, SystemCategory]] = [{} for _ in figures]
     for name in names:
-        metrics = [
-            {key: mean_and_sd(one.metrics.get(key) for one in row_means[name].values()) for key in METRICS}
-            for row_means in figures
-        ]
-        placed = {key: ranks([row_means[key] for row_means in metrics]) for key in METRICS}
-        for number, row_means in enumerate(figures):
-            if row_means[name]:
-                reports[number][name] = SystemCategory(
-                    metrics=metrics[number],
-                    ranks={key: placed[key][number] for key in METRICS},
-                    seeds=dict(row_means[name]),
-                )
+        seeds = {str(number): row[name] for number, row in enumerate(figures)}
+        values = {row: {seed: one.metrics for seed, one in found.items()} for row, found in seeds.items()}
+        table = ResultsTable(tuple(METRICS.values()), values)
+        stats, ranks = table.stats(), table.ranks()
+        for report, (row, found) in zip(reports, seeds.items(), strict=True):
+            if found:
+                report[name] = SystemCategory(metrics=stats[row], ranks=ranks[row], seeds=dict(found))
     return reports
-
-
-def ranks(stats: Sequence[Stat | None]) -> list[int | None]:
-    """Return the rank of each mean; 1 is the highest. Means equal in percent to one decimal have the same rank."""
-    printed = [None if stat is None else round(100 * stat.mean, 1) for stat in stats]
-    known = [value for value in printed if value is not None]
-    return [None if value is None else 1 + sum(other > value for other in known) for value in printed]

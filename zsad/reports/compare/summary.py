@@ -11,7 +11,8 @@ from medad.base.errors import CaseFailure
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import hide_paths, natural_order
 from medad.reporting.failures import failure_rows
-from medad.reporting.paired_tests import MIN_CATEGORIES, MIN_IMAGES, PairedOutcome, delong, holm, wilcoxon
+from medad.reporting.paired_tests import MIN_CATEGORIES, MIN_IMAGES, PairedOutcome, delong, wilcoxon
+from medad.reporting.results_table import corrected
 from medad.reporting.seed_statistics import mean_and_sd
 from zsad.clip.models import describe_encoder
 from zsad.config.settings import Ablation, ZsadSettings
@@ -264,7 +265,7 @@ def _table(
     pairs: Sequence[tuple[LoadedSystem, LoadedSystem]],
     outcomes: Sequence[PairedOutcome],
 ) -> PairedTable:
-    corrected = holm([one.p for one in outcomes])
+    tests = [(a, b, outcome) for (a, b), outcome in zip(pairs, outcomes, strict=True)]
     return PairedTable(
         test=test,
         metric=metric,
@@ -281,7 +282,7 @@ def _table(
                 images=one.images,
                 reason=one.reason,
             )
-            for (a, b), one, p_holm in zip(pairs, outcomes, corrected, strict=True)
+            for a, b, one, p_holm in corrected(tests)
         ),
     )
 

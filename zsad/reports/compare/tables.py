@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from medad.base.text import escape_bad_bytes, natural_order
+from medad.reporting.results_table import latex_figure, stat_columns
+from medad.reporting.results_table import latex_table as write_table
 from medad.reporting.seed_statistics import percent
 from medad.reporting.tables import latex_escaped
 from zsad.evaluation.metric_rows import METRICS, PRO_200
 from zsad.reports.compare.data import LoadedSystem
 from zsad.reports.compare.document import CompareDocument, MacroFigures, SystemReport
 from zsad.reports.page import published_figure
-from zsad.reports.published import PublishedRow, Quoted
+from zsad.reports.published import PublishedRow
 
 FEWER, ONE_VALUE = r"\dag", r"\ddag"
 
@@ -129,37 +131,14 @@ def latex_table(document: CompareDocument, of: str) -> str:
         f"threshold. ${ONE_VALUE}$: does not depend on the seed. ${FEWER}$: mean over fewer categories, not "
         f"ranked.{benchmark}{notes}"
     )
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{caption}}}",
-            r"\begin{tabular}{lccc}",
-            r"\toprule",
-            f"System & {' & '.join(heads)} \\\\",
-            r"\midrule",
-            *ours,
-            *([r"\midrule", *printed] if printed else []),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    return write_table(caption, ("System", *heads), ours, printed)
 
 
 def _mean_columns(mean: MacroFigures) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for key in METRICS:
-        stat = mean.metrics[key]
-        columns |= {
-            f"{key}_mean": stat and stat.mean,
-            f"{key}_sd": stat and stat.sd,
-            f"{key}_seeds": stat and stat.n,
-            f"{key}_categories": mean.categories[key],
-            f"{key}_rank": mean.ranks[key],
-        }
+        columns |= stat_columns(mean.metrics, [key], "seeds")
+        columns |= {f"{key}_categories": mean.categories[key], f"{key}_rank": mean.ranks[key]}
     return columns
 
 
@@ -184,11 +163,6 @@ def _latex_published(row: PublishedRow, keys: Sequence[str], *, pro_200_shown: b
     figures = [published_figure(row, key, pro_200_shown=pro_200_shown) for key in keys]
     if not any(figures):
         return None
-
-    def cell(figure: Quoted | None) -> str:
-        if figure is None:
-            return "--"
-        return f"${figure.mean:.1f}" + ("$" if figure.sd is None else rf" \pm {figure.sd:.1f}$")
-
+    cells = [latex_figure(None, None) if one is None else latex_figure(one.mean, one.sd) for one in figures]
     name = f"\\textit{{{latex_escaped(row.system)}}} ({latex_escaped(row.paper)}, {latex_escaped(row.table)})"
-    return f"{name} & {' & '.join(map(cell, figures))} \\\\"
+    return f"{name} & {' & '.join(cells)} \\\\"

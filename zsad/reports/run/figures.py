@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from medad.base.text import natural_order
+from medad.reporting.results_table import ResultsTable
 from medad.reporting.seed_statistics import Stat, mean_and_sd
 from zsad.evaluation.metric_rows import METRICS
 from zsad.reports.run.document import (
@@ -21,10 +22,11 @@ def variant_figures(variant: str, seeds: Mapping[int, SeedFigures]) -> VariantFi
     """Return the figures of a variant, with means over seeds."""
     ordered = {seed: seeds[seed] for seed in sorted(seeds)}
     seed_values = list(ordered.values())
+    table = ResultsTable(tuple(METRICS.values()), {variant: {seed: one.metrics for seed, one in ordered.items()}})
     return VariantFigures(
         variant=variant,
         seeds=ordered,
-        metrics={key: mean_and_sd(one.metrics.get(key) for one in seed_values) for key in METRICS},
+        metrics=table.stats()[variant],
         deployable_threshold=mean_and_sd(one.deployable_threshold for one in seed_values),
         deployable_f1=mean_and_sd(one.deployable_f1 for one in seed_values),
         flagged=mean_and_sd(one.flagged for one in seed_values),
