@@ -13,7 +13,7 @@ from medad.reporting.seed_statistics import Stat
 
 DICE = Metric("dice", "voxel Dice", "voxel", "Overlap.", itemgetter("dice"))
 FALSE = Metric("false", "false positives", "case", "Fewer is better.", itemgetter("false"), False, False)
-ROWS = {
+ROWS: dict[str, dict[int, dict[str, float | None]]] = {
     "a": {0: {"dice": 0.5, "false": 3.0}, 1: {"dice": 0.7, "false": 1.0}},
     "b": {0: {"dice": 0.9, "false": 5.0}, 1: {"dice": None, "false": 5.0}},
     "c": {},
@@ -23,7 +23,9 @@ ROWS = {
 
 def test_means_are_over_seeds_and_undefined_seeds_count_only_if_asked() -> None:
     strict, lenient = (ResultsTable((DICE, FALSE), ROWS, undefined_seeds_count=each).stats() for each in (True, False))
-    assert strict["a"]["dice"] == Stat(mean=pytest.approx(0.6), sd=pytest.approx(0.02**0.5), n=2)
+    stat = strict["a"]["dice"]
+    assert stat is not None
+    assert (stat.mean, stat.sd, stat.n) == (pytest.approx(0.6), pytest.approx(0.02**0.5), 2)
     assert strict["b"]["dice"] is None
     assert lenient["b"]["dice"] == Stat(mean=0.9, sd=None, n=1)
     assert strict["c"] == lenient["c"] == {"dice": None, "false": None}
