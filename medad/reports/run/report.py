@@ -5,6 +5,7 @@ Equal inputs give equal bytes. The report contains no paths and no patient data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,6 +44,8 @@ __all__ = ["render_html", "write_report"]
 
 LESION_ROWS = 20
 """Most lesions per case in the HTML. The JSON contains all."""
+PANELS = ((12, (224, 85)), (40, (176, 80)), (90, (128, 60)), (math.inf, (112, 55)))
+"""Side of a panel and JPEG quality by the most cases. A page with 130 cases of three rows has less than 5 MB."""
 
 
 def write_report(
@@ -79,8 +82,7 @@ def write_report(
         The disk is full. Earlier reports stay complete.
     """
     ordered = sorted(results, key=lambda result: natural_order(result.case_id))
-    # a page with 130 cases of three rows each must have only a few megabytes
-    panel_px, quality = (224, 85) if len(ordered) <= 12 else (176, 80) if len(ordered) <= 40 else (128, 60)
+    panel_px, quality = next(look for most, look in PANELS if len(ordered) <= most)
     cases, evaluations, uris = [], [], []
     for result in ordered:
         evaluation = None if result.evaluated is None else CaseEvaluation.load(result.evaluated)

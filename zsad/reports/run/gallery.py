@@ -157,9 +157,11 @@ def _pictures(
     except InputError:
         return found
     most = budget - 3 * len(found["map"]) // 4
+    one = pixels
     for side, quality in SIDES_AND_QUALITIES:
-        one = pixels.copy()
-        one.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        if side * side > 12 * most:  # most photographs of this size do not fit
+            continue
+        one.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
         buffer = io.BytesIO()
         one.save(buffer, "JPEG", quality=quality, optimize=True)
         if buffer.tell() <= most:
