@@ -23,6 +23,14 @@ _OPTIONS = (
     *("--disable-background-networking", "--disable-component-update", "--remote-debugging-port=0"),
 )
 
+_KEY_CODES = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowRight": 39}
+_UNNAMED = """
+return [...document.querySelectorAll('button, input, select, a, [role=img], img')].filter((each) => {
+  const label = each.labels?.[0]?.textContent || each.ariaLabel || each.alt || each.title || each.textContent;
+  return !label.trim();
+}).map((each) => each.outerHTML.slice(0, 200));
+"""
+
 
 class OpenPage:
     """A page that is open in the browser."""
@@ -54,6 +62,18 @@ class OpenPage:
         ):
             self.problems.append(values["request"]["url"])
 
+    def go(self, page: Path) -> None:
+        """Open a file."""
+        self.send("Page.navigate", url=page.as_uri())
+        self.ask("while (document.readyState !== 'complete') await new Promise((done) => setTimeout(done, 20));")
+
+    def press(self, key: str) -> None:
+        """Press and release a key."""
+        text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
+        values = {"key": key, "windowsVirtualKeyCode": _KEY_CODES.get(key, 0)}
+        self.send("Input.dispatchKeyEvent", type="keyDown", **values, **text)
+        self.send("Input.dispatchKeyEvent", type="keyUp", **values)
+
     def ask(self, code: str) -> Any:
         """Return what the body of an asynchronous JavaScript function returns."""
         found = self.send(
@@ -61,6 +81,13 @@ class OpenPage:
         )
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+
+def assert_sound(page: OpenPage) -> None:
+    """Check the open page: no errors and no foreign requests, no sideways scrolling, a name for each control."""
+    assert page.problems == []
+    assert page.ask("return document.documentElement.scrollWidth - innerWidth;") <= 0
+    assert page.ask(_UNNAMED) == []
 
 
 @contextlib.contextmanager
@@ -83,10 +110,7 @@ def opened(page: Path, folder: Path, *, width: int = 1200) -> Iterator[OpenPage]
                 for domain in ("Page", "Runtime", "Log", "Network"):
                     found.send(f"{domain}.enable")
                 found.send("Emulation.setFocusEmulationEnabled", enabled=True)
-                found.send("Page.navigate", url=page.as_uri())
-                found.ask(
-                    "while (document.readyState !== 'complete') await new Promise((done) => setTimeout(done, 20));"
-                )
+                found.go(page)
                 yield found
         finally:
             process.kill()

@@ -22,6 +22,7 @@ from medad.reports.ablation.report import write_ablation_report
 from medad.reports.ablation.summary import paired_tables
 from medad.steps.examples import EXAMPLES
 from medad.steps.results import AblationResults, CaseResult, SnapshotResult, VariantResult
+from tests.browser import assert_sound, needs_browser, opened
 from tests.medad.prepared import SIDE, write_prepared
 from tests.page import Page
 
@@ -278,3 +279,9 @@ def test_an_ablation_of_which_all_failed_still_has_a_report(tmp_path: Path) -> N
     assert report["paired"] == []
     assert not (tmp_path / "preview.png").exists()
     Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+
+@needs_browser
+def test_the_page_is_sound_in_a_narrow_window(written: Path, tmp_path: Path) -> None:
+    with opened(written / "report.html", tmp_path, width=360) as page:
+        assert_sound(page)

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
-from medad.reports.viewer.page import render_case
+from medad.reporting.page import png_uri
+from medad.reports.viewer.page import PrintedPicture, render_case
 from medad.reports.viewer.volume import BYTE_KNOTS, HU_KNOTS, ShownVolume, shown_volume
-from tests.browser import OpenPage, needs_browser, opened
+from tests.browser import OpenPage, assert_sound, needs_browser, opened
 from tests.medad.organ.torso import Torso, make_torso
 from tests.page import Page
 
@@ -166,6 +168,33 @@ def test_overlays_and_windows_change_pixels(browser: OpenPage) -> None:
     """)
     assert image != other
     assert (pressed, low) == ("true", "-500")
+
+
+@needs_browser
+def test_an_address_with_a_lesion_opens_at_it(browser: OpenPage, shown: ShownVolume) -> None:
+    text = browser.ask(f"location.hash = '#lesion-2'; await frame(); await frame(); return {SHOWN};")
+    assert int(re.findall(r"Slice (\d+)", text)[0]) in set(np.argwhere(shown.lesions == 2)[:, 2].tolist())
+    assert "lesion 2." in text
+
+
+@needs_browser
+def test_paper_shows_the_pictures_of_the_report_or_the_planes_as_they_are(shown: ShownVolume, tmp_path: Path) -> None:
+    pictures = [PrintedPicture("Best slice, z = 3", png_uri(Image.new("RGB", (8, 4))))]
+    with_pictures, without = tmp_path / "with.html", tmp_path / "without.html"
+    with_pictures.write_text(render_case("ct-1", shown, ROWS, "../report.html", pictures), encoding="utf-8")
+    without.write_text(render_case("ct-1", shown, ROWS, "../report.html"), encoding="utf-8")
+    seen = (
+        "return ['.viewer', '.paper', '.controls'].map((name) => document.querySelector(name))"
+        ".map((each) => Boolean(each && getComputedStyle(each).display !== 'none'));"
+    )
+    with opened(with_pictures, tmp_path, width=360) as page:
+        page.ask(READY)
+        assert_sound(page)
+        assert page.ask(seen) == [True, False, True]
+        page.send("Emulation.setEmulatedMedia", media="print")
+        assert page.ask(seen) == [False, True, False]
+        page.go(without)
+        assert page.ask(seen) == [True, False, False]
 
 
 @needs_browser

@@ -14,6 +14,7 @@ from PIL import Image
 from medad.base.errors import CaseFailure, InputError
 from medad.base.text import PLACEHOLDER
 from medad.reporting.seed_statistics import Stat
+from tests.browser import assert_sound, needs_browser, opened
 from tests.page import WrittenReport
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
 from zsad.clip.models import EncoderInfo
@@ -527,3 +528,11 @@ def test_damaged_or_foreign_evaluations_are_errors_of_one_line(report: Report, t
 
 def _first(system: SystemResult[Path]) -> Any:
     return system.categories["a_1"][0]
+
+
+@needs_browser
+def test_the_page_is_sound_in_a_narrow_window(report: Report, tmp_path: Path) -> None:
+    settings, systems = trio(tmp_path)
+    done = report(settings, systems)
+    with opened(done.folder / "report.html", tmp_path, width=360) as page:
+        assert_sound(page)
