@@ -135,6 +135,7 @@ def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], row
     curves = [(_curve_title(curve), curve.steps, curve.loss) for curve in document.curves]
     return environment.get_template("report_template.html").render(
         doc=document,
+        metrics=METRICS,
         row_uris=row_uris,
         row_width_px=row_width_px,
         colour_bar=pictures.colour_bar_uri(),
