@@ -7,8 +7,11 @@ import functools
 import hashlib
 import importlib.resources
 import io
+from collections.abc import Mapping
+from typing import Any
 
 import jinja2
+import yaml
 from markupsafe import Markup
 from PIL import Image
 
@@ -33,6 +36,11 @@ def page_environment(package: str) -> jinja2.Environment:
     script, digest = script_of("medad.reporting", "tables.js")
     environment.globals.update(script=script, script_hash=digest, more_scripts="")
     return environment
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Return settings as YAML, as reports show them."""
+    return yaml.safe_dump(dict(settings), sort_keys=False, default_flow_style=None, allow_unicode=True)
 
 
 def script_of(package: str, name: str) -> tuple[Markup, str]:

@@ -23,6 +23,8 @@ MIN_IMAGES = 10
 """Fewest images of each class in all categories, because DeLong's p assumes a normal distribution in the limit."""
 DECIMALS = 12
 """Decimals to which differences are rounded, so that the difference of equal methods is exactly 0."""
+SIGNIFICANT = 0.05
+"""Corrected p-values below this are marked in tables."""
 CONFIDENCE_Z = 1.959963984540054
 """97.5 % quantile of the normal distribution, for 95 % intervals."""
 
@@ -181,3 +183,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, (len(rising) - rank) * p))
         corrected[number] = highest
     return corrected
+
+
+def p_text(value: float | None) -> str:
+    """Return a p-value for a table. None: a dash."""
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

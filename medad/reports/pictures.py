@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 from skimage.measure import find_contours
 
-from medad.reporting.page import data_uri, png_uri
+from medad.reporting.charts import chart_style, style_axes, svg_text
+from medad.reporting.page import png_uri
 
 PREDICTION_RGB = (230, 159, 0)
 TRUTH_RGB = (86, 180, 233)
@@ -154,8 +154,7 @@ def curves_svg(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -
 
     Losses of 0 or less are not drawn.
     """
-    # without a salt, ids within an SVG are random
-    with matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 10}):
+    with chart_style(10):
         figure = Figure(figsize=(4.6 * len(curves), 3.0), layout="constrained")
         for number, (title, steps, loss) in enumerate(curves, start=1):
             axes = figure.add_subplot(1, len(curves), number)
@@ -169,16 +168,8 @@ def curves_svg(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -
             axes.set_title(title, fontsize=10, loc="left")
             axes.set_xlabel("step")
             axes.set_ylabel("loss (log scale)")
-            axes.grid(visible=True, linewidth=0.4, color="#dddddd")
-            axes.spines[["top", "right"]].set_visible(False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
-
-
-def svg_uri(svg: str) -> str:
-    """Return SVG text as a data URI."""
-    return data_uri("image/svg+xml", svg.encode())
+            style_axes(axes)
+        return svg_text(figure)
 
 
 def _cut_out(plane: np.ndarray, crop: Crop) -> np.ndarray:  # any dtype

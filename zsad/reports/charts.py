@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from medad.reporting.page import data_uri
+from medad.reporting.charts import chart_style, svg_text, svg_uri
 
 NORMAL_COLOUR, ANOMALOUS_COLOUR = "#0072b2", "#d55e00"
 """Blue and vermilion from Okabe and Ito's palette."""
@@ -46,7 +43,7 @@ class NamedCurve:
 def category_chart(scores: ScoreSets, roc: Sequence[NamedCurve], pr: Sequence[NamedCurve]) -> str:
     """Return one row of charts as a data URI: histogram of scores, then the ROC and precision-recall curves, if any."""
     panels = 1 + bool(roc) + bool(pr)
-    with svg_style():
+    with chart_style():
         width, left = 4.4 + 3.1 * (panels - 1), 4.9
         figure = Figure(figsize=(width, 2.9))
         # positions in inches: matplotlib's layout takes longer than plotting
@@ -58,20 +55,7 @@ def category_chart(scores: ScoreSets, roc: Sequence[NamedCurve], pr: Sequence[Na
             if curves:
                 _curves(figure.add_axes((left / width, 0.16, 2.15 / width, 0.74)), curves, *names, diagonal=diagonal)
                 left += 3.1
-        return svg_uri(figure)
-
-
-def svg_style() -> AbstractContextManager[None]:
-    """Return the matplotlib settings for charts. With them, equal charts have equal bytes."""
-    # without a salt, ids in an SVG are random
-    return matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 9})
-
-
-def svg_uri(figure: Figure) -> str:
-    """Return a figure as a data URI. Create the figure inside `svg_style`."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return data_uri("image/svg+xml", buffer.getvalue().encode())
+        return svg_uri(svg_text(figure))
 
 
 def _histogram(axes: Axes, scores: ScoreSets) -> None:

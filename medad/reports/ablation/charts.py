@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from medad.reporting.charts import chart_style, style_axes, svg_text
 from medad.reporting.seed_statistics import Stat
 from medad.reports.ablation.document import EmbeddingReport
 
@@ -48,13 +47,13 @@ def dots_svg(labels: Sequence[str], panels: Sequence[ChartPanel]) -> str:
 
     It shows the mean with a bar of one sd, and published values as open diamonds.
     """
-    with _style():
-        return _svg(_dots(labels, panels, title=""))
+    with chart_style():
+        return svg_text(_dots(labels, panels, title=""))
 
 
 def dots_png(title: str, labels: Sequence[str], panels: Sequence[ChartPanel]) -> bytes:
     """Return the chart of `dots_svg` as a PNG with a title."""
-    with _style():
+    with chart_style():
         buffer = io.BytesIO()
         _dots(labels, panels, title=title).savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
     return buffer.getvalue()
@@ -62,16 +61,16 @@ def dots_png(title: str, labels: Sequence[str], panels: Sequence[ChartPanel]) ->
 
 def lines_svg(x: Sequence[float], panels: Sequence[ChartPanel], varied: str) -> str:
     """Return panels side by side: means as a line with a band of one sd, published values as diamonds with a bar."""
-    with _style():
+    with chart_style():
         figure = Figure(figsize=(3.7 * len(panels), 3.0), layout="constrained")
         for number, panel in enumerate(panels, start=1):
             _line(figure.add_subplot(1, len(panels), number), x, panel, varied)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def embedding_svg(embedding: EmbeddingReport) -> str:
     """Return a scatter plot of slices along the two directions of largest variance."""
-    with _style():
+    with chart_style():
         figure = Figure(figsize=(5.6, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for part in embedding.slices:
@@ -79,9 +78,9 @@ def embedding_svg(embedding: EmbeddingReport) -> str:
             axes.scatter(part.x, part.y, s=16, c=colour, marker=marker, alpha=0.7, label=f"{name} ({len(part.x)})")
         axes.set_xlabel(f"first component ({100 * embedding.explained[0]:.0f} % of the variance)")
         axes.set_ylabel(f"second component ({100 * embedding.explained[1]:.0f} %)")
-        _style_axes(axes)
+        style_axes(axes)
         axes.legend(frameon=False, fontsize=8)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def _dots(labels: Sequence[str], panels: Sequence[ChartPanel], title: str) -> Figure:
@@ -110,7 +109,7 @@ def _dots(labels: Sequence[str], panels: Sequence[ChartPanel], title: str) -> Fi
         axes.set_yticks(range(len(labels)), labels if number == 1 else [""] * len(labels))
         axes.set_title(panel.title, fontsize=9, loc="left")
         axes.set_xlabel("%")
-        _style_axes(axes)
+        style_axes(axes)
     return figure
 
 
@@ -142,22 +141,4 @@ def _line(axes: Axes, x: Sequence[float], panel: ChartPanel, varied: str) -> Non
     axes.set_xlabel(varied)
     axes.set_ylabel("%")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    _style_axes(axes)
-
-
-def _style_axes(axes: Axes) -> None:
-    axes.grid(visible=True, linewidth=0.4, color="#dddddd")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    # without a salt, ids within an SVG are random
-    with matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 9}):
-        yield
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    style_axes(axes)

@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from medad.base.storage import write_bytes
 from medad.config.ablation import ROWS, AblationSettings, PublishedFigures
 from medad.evaluation.metric_rows import METRICS
-from medad.reporting.page import jpeg_uri, page_environment
+from medad.reporting.charts import svg_uri
+from medad.reporting.page import jpeg_uri, page_environment, settings_text
+from medad.reporting.paired_tests import SIGNIFICANT, p_text
 from medad.reporting.seed_statistics import Stat, percent, percentage_points
 from medad.reporting.tables import write_csv
-from medad.reports import pictures
 from medad.reports.ablation.charts import ChartPanel, PublishedValue, dots_png, dots_svg, embedding_svg, lines_svg
 from medad.reports.ablation.document import FRACTIONS, AblationDocument, RowReport, SweepReport
 from medad.reports.ablation.panels import example_panels, test_panels
@@ -34,7 +33,6 @@ from medad.reports.ablation.tables import (
 from medad.steps.results import AblationResults
 
 CHARTED_FIGURES = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
-SIGNIFICANT = 0.05
 JPEG_QUALITY = 80
 
 
@@ -115,7 +113,7 @@ def render_html(document: AblationDocument, shown: Pictures) -> str:
         figure=_figure,
         published=_published,
         percentage_points=percentage_points,
-        p=_p,
+        p=p_text,
         heading=_heading,
         changes=_changes,
         wrapped=_wrapped_title,
@@ -127,12 +125,12 @@ def render_html(document: AblationDocument, shown: Pictures) -> str:
         labels=labels,
         fractions=FRACTIONS,
         significant=SIGNIFICANT,
-        dots_uri=pictures.svg_uri(dots_svg(*_dots(rows))) if any(row.seeds for row in rows) else None,
+        dots_uri=svg_uri(dots_svg(*_dots(rows))) if any(row.seeds for row in rows) else None,
         sweep_uris={sweep.name: _sweep_chart(sweep) for sweep in document.sweeps},
         curve_uri=_curve_chart(document),
-        embedding_uri=pictures.svg_uri(embedding_svg(document.embedding)) if document.embedding else None,
+        embedding_uri=svg_uri(embedding_svg(document.embedding)) if document.embedding else None,
         shown=shown,
-        settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
+        settings_yaml=settings_text(document.settings),
     )
 
 
@@ -192,7 +190,7 @@ def _sweep_chart(sweep: SweepReport) -> str | None:
     ]
     if not any(stat for panel in panels for stat in panel.stats):
         return None
-    return pictures.svg_uri(lines_svg(x, panels, sweep.label))
+    return svg_uri(lines_svg(x, panels, sweep.label))
 
 
 def _curve_chart(document: AblationDocument) -> str | None:
@@ -203,7 +201,7 @@ def _curve_chart(document: AblationDocument) -> str | None:
         ChartPanel(title, [point.stats[key] for point in document.curve.points])
         for key, title in _chart_titles().items()
     ]
-    return pictures.svg_uri(lines_svg(x, panels, "epochs of phase two"))
+    return svg_uri(lines_svg(x, panels, "epochs of phase two"))
 
 
 def _figure(stat: Stat | None) -> str:
@@ -216,12 +214,6 @@ def _published(mean: float | None, sd: float | None) -> str:
     if mean is None:
         return "–"
     return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}")
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _wrapped_title(title: str) -> str:

@@ -9,8 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from medad.base.errors import CaseFailure
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import atomic_path, write_bytes
@@ -19,9 +17,10 @@ from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.liver import LiverSettings
 from medad.evaluation.metric_rows import METRICS, definitions
 from medad.evaluation.metrics import CaseEvaluation, summarise
+from medad.reporting.charts import svg_uri
 from medad.reporting.failures import failure_rows
 from medad.reporting.headline import headline_of
-from medad.reporting.page import jpeg_uri, page_environment
+from medad.reporting.page import jpeg_uri, page_environment, settings_text
 from medad.reports import pictures
 from medad.reports.run.document import (
     INSERTED_GENERATED,
@@ -140,8 +139,8 @@ def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], row
         row_width_px=row_width_px,
         colour_bar=pictures.colour_bar_uri(),
         difference_limit=pictures.DIFFERENCE_LIMIT,
-        curves_uri=pictures.svg_uri(pictures.curves_svg(curves)) if curves else None,
-        settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
+        curves_uri=svg_uri(pictures.curves_svg(curves)) if curves else None,
+        settings_yaml=settings_text(document.settings),
         lesion_rows=LESION_ROWS,
     )
 

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from medad.evaluation.sensitivity import Row
-from medad.reports.pictures import svg_uri
+from medad.reporting.charts import chart_style, svg_text, svg_uri
 
 DPI = 120
 _COLOURS = "viridis"
@@ -19,16 +19,13 @@ _DARK_BELOW = 0.6
 
 def heat_map_uri(rows: Sequence[Row]) -> str:
     """Return the heat map as an SVG data URI. Equal rows give equal bytes."""
-    # without a salt, ids within an SVG are random
-    with matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 9}):
-        buffer = io.StringIO()
-        _heat_map(rows).savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return svg_uri(buffer.getvalue())
+    with chart_style():
+        return svg_uri(svg_text(_heat_map(rows)))
 
 
 def heat_map_png(rows: Sequence[Row]) -> bytes:
     """Return the heat map as a PNG."""
-    with matplotlib.rc_context({"font.size": 9}):
+    with chart_style():
         buffer = io.BytesIO()
         _heat_map(rows).savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

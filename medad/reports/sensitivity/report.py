@@ -9,13 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medad.base.errors import CaseFailure
 from medad.base.storage import write_bytes
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import LesionFigures, Row, VolumeRecord
-from medad.reporting.page import page_environment
+from medad.reporting.page import page_environment, settings_text
 from medad.reporting.tables import latex_escaped, write_csv
 from medad.reports.sensitivity.charts import heat_map_png, heat_map_uri, size_label
 from medad.reports.sensitivity.document import SensitivityDocument, make_document, read_volumes
@@ -90,7 +88,7 @@ def render_html(document: SensitivityDocument) -> str:
     return environment.get_template("sensitivity_template.html").render(
         doc=document,
         heat_map=heat_map_uri(document.cells) if inserted else None,
-        settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
+        settings_yaml=settings_text(document.settings),
     )
 
 

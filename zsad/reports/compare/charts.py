@@ -6,14 +6,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from medad.reporting.charts import chart_style, svg_text, svg_uri
 from medad.reporting.seed_statistics import Stat
-from zsad.reports.charts import ANOMALOUS_COLOUR, NORMAL_COLOUR, svg_style, svg_uri
+from zsad.reports.charts import ANOMALOUS_COLOUR, NORMAL_COLOUR
 from zsad.reports.published import Quoted
 
 SMALLEST_SPAN = 1.0
@@ -41,13 +41,13 @@ class Dots:
 
 def line_chart(panels: Sequence[Panel], varied: str) -> str:
     """Return panels in a row as an SVG data URI: means as a line, mean +- sd as a band, published as diamonds."""
-    with svg_style():
+    with chart_style():
         width = 3.3 * len(panels)
         figure = Figure(figsize=(width, 2.9))
         for number, panel in enumerate(panels):
             axes = figure.add_axes(((0.6 + 3.3 * number) / width, 0.17, 2.5 / width, 0.72))
             _lines(axes, panel, varied)
-        return svg_uri(figure)
+        return svg_uri(svg_text(figure))
 
 
 def _lines(axes: Axes, panel: Panel, varied: str) -> None:
@@ -87,7 +87,7 @@ def _lines(axes: Axes, panel: Panel, varied: str) -> None:
 
 def overview_png(title: str, names: Sequence[str], panels: Sequence[Dots]) -> bytes:
     """Return a PNG with one panel per metric: the systems' means with bars of one sd."""
-    with matplotlib.rc_context({"font.size": 9}):
+    with chart_style():
         longest = max(map(len, names), default=0)
         left = 0.4 + 0.075 * longest
         width, height = left + 3.0 * len(panels), 1.1 + 0.3 * max(1, len(names))

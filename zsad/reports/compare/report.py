@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from medad.base.errors import CaseFailure
 from medad.base.storage import write_bytes
+from medad.reporting.page import settings_text
+from medad.reporting.paired_tests import SIGNIFICANT, p_text
 from medad.reporting.seed_statistics import percentage_points
 from medad.reporting.tables import write_csv
 from zsad.config.settings import ZsadSettings
@@ -39,8 +39,6 @@ from zsad.steps.results import AblationResult, SystemResult
 __all__ = [
     "write_compare_report",
 ]
-
-SIGNIFICANT = 0.05
 
 
 def write_compare_report(
@@ -111,7 +109,7 @@ def render_html(document: CompareDocument) -> str:
         matrices=[_matrix(table, document) for table in document.paired],
         charts=[_chart(one, _pro_key(document)) for one in document.ablations],
         published_of_category=lambda name: _published_of_category(document, name),
-        settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
+        settings_yaml=settings_text(document.settings),
     )
 
 
@@ -251,4 +249,4 @@ def _bytes(count: int | float | None) -> str:
 
 
 def _p_text(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p {value:.3f}"
+    return f"p {p_text(value)}"

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from medad.base.errors import CaseFailure, InputError
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import natural_order
 from medad.reporting.failures import failure_rows
-from medad.reporting.page import jpeg_uri
+from medad.reporting.page import jpeg_uri, settings_text
 from medad.reporting.seed_statistics import Stat
 from medad.reporting.tables import write_csv
 from zsad.config.settings import ZsadSettings
@@ -172,7 +171,7 @@ def render_html(
         colour_bar=pictures.colour_bar_uri(),
         variants=variant_titles(settings.method),
         method=settings.method.display_name,
-        settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
+        settings_yaml=settings_text(document.settings),
     )
 
 
