@@ -32,9 +32,8 @@ class ResultsTable:
         values: Iterable[float | None] = self.by_seed(row, key).values()
         return mean_and_sd(values if self.undefined_seeds_count else (v for v in values if v is not None))
 
-    def ranks(self) -> dict[str, dict[str, int | None]]:
-        """Return the rank of each row by metric; see `rank_stats`."""
-        stats = self.stats()
+    def ranks(self, stats: Mapping[str, Mapping[str, Stat | None]]) -> dict[str, dict[str, int | None]]:
+        """Return the rank of each row by metric; see `rank_stats`. `stats` are those of this table."""
         places = {each.key: rank_stats([stats[row][each.key] for row in self.rows], each) for each in self.metrics}
         return {row: {key: found[number] for key, found in places.items()} for number, row in enumerate(self.rows)}
 
@@ -81,7 +80,7 @@ def latex_percent(stat: Stat | None) -> str:
     return "--" if stat is None else latex_figure(100 * stat.mean, None if stat.sd is None else 100 * stat.sd)
 
 
-def latex_table(caption: str, heads: Sequence[str], ours: Sequence[str], printed: Sequence[str]) -> str:
+def booktabs(caption: str, heads: Sequence[str], ours: Sequence[str], printed: Sequence[str]) -> str:
     """Return a table of the package booktabs. Lines of published values (`printed`) follow below a rule."""
     return "\n".join(
         [

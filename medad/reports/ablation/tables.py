@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from medad.config.ablation import PublishedFigures
-from medad.reporting.results_table import latex_figure, latex_percent, stat_columns
-from medad.reporting.results_table import latex_table as write_table
+from medad.reporting.results_table import booktabs, latex_figure, latex_percent, stat_columns
 from medad.reporting.tables import latex_escaped
 from medad.reports.ablation.document import FIGURES, FRACTIONS, AblationDocument, CaseFigures, RowReport
 
@@ -77,7 +76,7 @@ def latex_table(document: AblationDocument) -> str:
     ours = list(document.rows) + ([document.baseline.row] if document.baseline else [])
     caption = f"{latex_escaped(document.name)}: test results in percent, {_caption_end(document)}."
     heads = ("Row", *_LATEX_HEADS)
-    return write_table(caption, heads, list(map(_latex_row, ours)), [_latex_published(*one) for one in published])
+    return booktabs(caption, heads, list(map(_latex_row, ours)), [_latex_published(*one) for one in published])
 
 
 def latex_sweep(document: AblationDocument, name: str) -> str:
@@ -86,7 +85,7 @@ def latex_sweep(document: AblationDocument, name: str) -> str:
     printed = [_latex_published(row.label, row.published) for row in sweep.rows if row.published is not None]
     caption = f"{latex_escaped(sweep.label)}: test results in percent, {_caption_end(document)}."
     heads = (latex_escaped(sweep.label), *_LATEX_HEADS)
-    return write_table(caption, heads, list(map(_latex_row, sweep.rows)), printed)
+    return booktabs(caption, heads, list(map(_latex_row, sweep.rows)), printed)
 
 
 def _caption_end(document: AblationDocument) -> str:

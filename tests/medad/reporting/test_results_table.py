@@ -8,7 +8,7 @@ import pytest
 
 from medad.base.metric import Metric
 from medad.reporting.paired_tests import PairedOutcome
-from medad.reporting.results_table import ResultsTable, corrected, latex_figure, latex_table, stat_columns
+from medad.reporting.results_table import ResultsTable, booktabs, corrected, latex_figure, stat_columns
 from medad.reporting.seed_statistics import Stat
 
 DICE = Metric("dice", "voxel Dice", "voxel", "Overlap.", itemgetter("dice"))
@@ -34,7 +34,8 @@ def test_means_are_over_seeds_and_undefined_seeds_count_only_if_asked() -> None:
 
 
 def test_ranks_follow_the_direction_and_equal_print_is_equal_rank() -> None:
-    ranks = ResultsTable((DICE, FALSE), ROWS, undefined_seeds_count=False).ranks()
+    results = ResultsTable((DICE, FALSE), ROWS, undefined_seeds_count=False)
+    ranks = results.ranks(results.stats())
     assert {row: found["dice"] for row, found in ranks.items()} == {"a": 2, "b": 1, "c": None, "d": 2}
     assert {row: found["false"] for row, found in ranks.items()} == {"a": 2, "b": 3, "c": None, "d": 1}
 
@@ -56,7 +57,7 @@ def test_columns_and_latex() -> None:
     }
     assert latex_figure(1.26, 0.04) == r"$1.3 \pm 0.0$"
     assert latex_figure(None, 1.0) == "--"
-    table = latex_table("A caption.", ["row", "x", "y"], [r"a & 1 & 2 \\"], []).splitlines()
+    table = booktabs("A caption.", ["row", "x", "y"], [r"a & 1 & 2 \\"], []).splitlines()
     assert table[4:8] == [r"\begin{tabular}{lcc}", r"\toprule", r"row & x & y \\", r"\midrule"]
     assert table.count(r"\midrule") == 1
-    assert latex_table("", ["r", "x"], [], [r"p & 3 \\"]).count(r"\midrule") == 2
+    assert booktabs("", ["r", "x"], [], [r"p & 3 \\"]).count(r"\midrule") == 2

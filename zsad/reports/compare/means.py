@@ -61,7 +61,8 @@ def figures_by_category(
         seeds = {str(number): row[name] for number, row in enumerate(figures)}
         values = {row: {seed: one.metrics for seed, one in found.items()} for row, found in seeds.items()}
         table = ResultsTable(tuple(METRICS.values()), values)
-        stats, ranks = table.stats(), table.ranks()
+        stats = table.stats()
+        ranks = table.ranks(stats)
         for report, (row, found) in zip(reports, seeds.items(), strict=True):
             if found:
                 report[name] = SystemCategory(metrics=stats[row], ranks=ranks[row], seeds=dict(found))

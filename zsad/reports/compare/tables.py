@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from medad.base.text import escape_bad_bytes, natural_order
-from medad.reporting.results_table import latex_figure, stat_columns
-from medad.reporting.results_table import latex_table as write_table
+from medad.reporting.results_table import booktabs, latex_figure, stat_columns
 from medad.reporting.seed_statistics import percent
 from medad.reporting.tables import latex_escaped
 from zsad.evaluation.metric_rows import METRICS, PRO_200
@@ -131,7 +130,7 @@ def latex_table(document: CompareDocument, of: str) -> str:
         f"threshold. ${ONE_VALUE}$: does not depend on the seed. ${FEWER}$: mean over fewer categories, not "
         f"ranked.{benchmark}{notes}"
     )
-    return write_table(caption, ("System", *heads), ours, printed)
+    return booktabs(caption, ("System", *heads), ours, printed)
 
 
 def _mean_columns(mean: MacroFigures) -> dict[str, Any]:
