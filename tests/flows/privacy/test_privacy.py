@@ -501,7 +501,9 @@ except OSError:
 
 MISBEHAVING = """
 import functools, logging, sys, warnings
+import flows.devices.child
 import medad.steps.cases
+flows.devices.child.reads_apart = False  # a process of its own would read with the true function
 mode, *arguments = sys.argv[1:]
 inner = medad.steps.cases.prepare_case
 @functools.wraps(inner)
